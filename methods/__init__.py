@@ -1,0 +1,34 @@
+"""Visual-token pruning methods: one file per method, tensors in, kept indices out."""
+
+from methods.base import (
+    ImageTokens,
+    LayerMethod,
+    LayerSignals,
+    MethodError,
+    PruningMethod,
+    Selection,
+    SelectionShape,
+    TokenLayout,
+    TokenMethod,
+    View,
+    n_keep,
+)
+from methods.registry import available, build, get, register
+
+__all__ = [
+    "ImageTokens",
+    "LayerMethod",
+    "LayerSignals",
+    "MethodError",
+    "PruningMethod",
+    "Selection",
+    "SelectionShape",
+    "TokenLayout",
+    "TokenMethod",
+    "View",
+    "available",
+    "build",
+    "get",
+    "n_keep",
+    "register",
+]

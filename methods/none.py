@@ -1,0 +1,21 @@
+"""No pruning: the baseline, run through the same code path as every method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from methods.base import MethodError, PruningMethod
+from methods.registry import register
+
+
+@register("none")
+@dataclass(frozen=True, kw_only=True)
+class NoPruning(PruningMethod):
+    """Keeps every visual token; ``ratio`` must be 0."""
+
+    title = "unpruned"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ratio != 0:
+            raise MethodError(f"none: removes nothing, so ratio={self.ratio} cannot be met; use 0")

@@ -1,0 +1,32 @@
+"""Random pruning: the control every method has to beat."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from methods.base import TokenMethod, View
+from methods.registry import register
+
+
+@register("random")
+@dataclass(frozen=True, kw_only=True)
+class RandomPruning(TokenMethod):
+    """Uniform draw without replacement, per view, row-end tokens kept.
+
+    Baseline of the G-Prune paper (arXiv 2501.02268, Table 1), which does not say whether views are
+    drawn apart or how the draw is seeded; here each view is drawn apart and the draw depends on the
+    run seed, the sample and the view alone, never on batch or order of evaluation.
+    """
+
+    title = "Random"
+    paper = "arXiv:2501.02268"
+
+    def score(self, view: View) -> Tensor:
+        text = "\x1f".join(map(str, (self.seed, *view.key)))
+        digest = hashlib.sha256(text.encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.rand(len(view), generator=generator).to(view.features.device)

@@ -1,0 +1,36 @@
+"""One file per model family: where its visual tokens are, never which method runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.errors import PruningUnsupported
+from models.families.base import CapturedImage, Family
+from models.families.llava import Llava
+from models.families.llava_next import LlavaNext
+
+FAMILIES: tuple[type[Family], ...] = (Llava, LlavaNext)
+
+
+def supported_model_types() -> tuple[str, ...]:
+    """``model_type`` of every supported architecture."""
+    return tuple(kind for family in FAMILIES for kind in family.model_types)
+
+
+def family_of(model: Any) -> Family:
+    """The adapter for a loaded Hugging Face model.
+
+    Raises:
+        PruningUnsupported: no adapter, or a text configuration pruning cannot serve.
+    """
+    kind = getattr(model.config, "model_type", type(model).__name__)
+    for family in FAMILIES:
+        if kind in family.model_types:
+            return family(model)
+    raise PruningUnsupported(
+        f"no visual-token adapter for architecture '{kind}' "
+        f"(supported: {', '.join(supported_model_types())})"
+    )
+
+
+__all__ = ["FAMILIES", "CapturedImage", "Family", "family_of", "supported_model_types"]

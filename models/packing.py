@@ -1,0 +1,53 @@
+"""Ragged rows as rectangles: pack the tokens that stay against the right edge.
+
+Right alignment keeps the last prompt token in the last column of every row, so ``logits[:, -1]``
+and decoding mean the same before and after pruning.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pack_left(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Order that moves kept tokens to the right, padding slots to the left.
+
+    Args:
+        keep: bool ``[B, N]``.
+
+    Returns:
+        ``order`` int64 ``[B, M]`` with M the largest row count, and ``valid`` bool ``[B, M]``;
+        ``x.gather(1, order)`` holds the kept tokens in their original order where ``valid``.
+    """
+    width = int(keep.sum(1).max())
+    order = torch.argsort(keep.to(torch.int8), dim=1, stable=True)[:, keep.shape[1] - width :]
+    return order, keep.gather(1, order)
+
+
+def gather_rows(x: Tensor, order: Tensor) -> Tensor:
+    """``x [B, N, d]`` picked by ``order [B, M]`` along the token dimension."""
+    return x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def attention_mask(valid: Tensor, n_query: int, kernel: str, dtype: torch.dtype) -> Tensor | None:
+    """Causal mask over keys ``valid [B, kv]`` for the last ``n_query`` positions.
+
+    The format is the attention kernel's: bool ``[B, 1, q, kv]`` for ``sdpa`` (None where its own
+    causal path says the same), additive for ``eager``, 2-D ``[B, kv]`` for flash attention.
+    """
+    n_key = valid.shape[1]
+    all_valid = bool(valid.all())
+    if "flash" in kernel:
+        return None if all_valid else valid.long()
+    if all_valid and (n_query == 1 or (kernel == "sdpa" and n_query == n_key)):
+        return None
+    query = torch.arange(n_key - n_query, n_key, device=valid.device).unsqueeze(1)
+    key = torch.arange(n_key, device=valid.device).unsqueeze(0)
+    # A padding query sees itself: a row without any visible key is NaN in some kernels.
+    visible = ((key <= query) & valid[:, None, None, :]) | (key == query)
+    if kernel == "eager":
+        return torch.zeros(visible.shape, dtype=dtype, device=valid.device).masked_fill(
+            ~visible, torch.finfo(dtype).min
+        )
+    return visible

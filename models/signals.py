@@ -1,0 +1,116 @@
+"""Attention read-outs without materialised attention: a few query rows, recomputed.
+
+While a :class:`AttentionTap` is open, the function the library looks up for its attention kernel is
+wrapped. The wrapper remembers queries and keys (after rotary embedding) of the registered modules
+and calls the kernel as before, so SDPA and flash attention stay in use everywhere.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Listener = Callable[[Tensor, Tensor, float], None]
+
+
+class AttentionTap:
+    """Context manager: call ``listeners[module](q, k, scaling)`` at each attention of a module.
+
+    ``q [B, H, n, dh]`` and ``k [B, H_kv, m, dh]`` are those the kernel gets. The lookup table entry
+    is put back on exit, also when taps are nested.
+    """
+
+    def __init__(self, listeners: dict[nn.Module, Listener], kernels: set[str]) -> None:
+        self._listeners = {id(module): listener for module, listener in listeners.items()}
+        self._kernels = kernels
+        self._previous: dict[str, Any] = {}
+
+    def __enter__(self) -> AttentionTap:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as table
+
+        if self._listeners:
+            for kernel in self._kernels:
+                local = table._local_mapping
+                self._previous[kernel] = local.get(kernel)
+                table[kernel] = self._wrapper(kernel, table.get(kernel))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as table
+
+        for kernel, previous in self._previous.items():
+            if previous is None:
+                del table[kernel]
+            else:
+                table[kernel] = previous
+        self._previous = {}
+
+    def _wrapper(self, kernel: str, inner: Callable | None) -> Callable:
+        def attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kw: Any):
+            listener = self._listeners.get(id(module))
+            if listener is not None:
+                listener(q, k, kw.get("scaling") or q.shape[-1] ** -0.5)
+            # "eager" has no table entry: every modelling file brings its own function.
+            call = inner or sys.modules[type(module).__module__].eager_attention_forward
+            return call(module, q, k, v, *args, **kw)
+
+        return attention
+
+
+def row_attention(query: Tensor, keys: Tensor, scaling: float, visible: Tensor) -> Tensor:
+    """Post-softmax attention of one query position, in float32.
+
+    Args:
+        query: ``[H, dh]``; keys: ``[H_kv, n, dh]``; visible: bool ``[n]``.
+
+    Returns:
+        ``[H, n]``; grouped keys are matched to their query heads without being copied.
+    """
+    groups = keys.shape[0]
+    grouped = query.float().reshape(groups, -1, query.shape[-1])
+    logits = (grouped @ keys.float().mT).reshape(query.shape[0], -1) * scaling
+    return logits.masked_fill(~visible, float("-inf")).softmax(dim=-1)
+
+
+def cls_rows(q: Tensor, k: Tensor, scaling: float) -> Tensor:
+    """Attention ``[B, H, n]`` of the first query (CLS) of an encoder layer, float32."""
+    return (q[:, :, :1].float() @ k.float().mT * scaling).softmax(dim=-1).squeeze(2)
+
+
+def head_max_columns(
+    q: Tensor, k: Tensor, scaling: float, visible: Tensor, rows: Tensor, columns: Tensor,
+    tile: int = 512,
+) -> Tensor:
+    """Column sums of the head-wise maximum of causal attention, without an ``[H, n, n]`` tensor.
+
+    ``sum over i in rows of max over h of P[h, i, j]`` for j in ``columns``, tile by tile over the
+    rows: the softmax denominator of a row needs all keys, the maximum only the columns.
+
+    Args:
+        q: ``[H, n, dh]``; k: ``[H_kv, n, dh]``; visible: bool ``[n]``; rows, columns: int64.
+
+    Returns:
+        float32 ``[len(columns)]``.
+    """
+    repeat = q.shape[0] // k.shape[0]
+    keys = k.float()
+    position = torch.arange(k.shape[1], device=k.device)
+    total = torch.zeros(len(columns), device=k.device)
+    for part in rows.split(tile):
+        query = q[:, part].float().reshape(k.shape[0], repeat * len(part), -1)
+        logits = (query @ keys.mT * scaling).reshape(q.shape[0], len(part), -1)
+        hidden = (position > part[:, None]) | ~visible
+        logits = logits.masked_fill(hidden, float("-inf"))
+        lse = logits.logsumexp(-1, keepdim=True)
+        total += (logits[..., columns] - lse).exp().amax(0).sum(0)
+    return total
