@@ -1,0 +1,95 @@
+"""Reading golden files, and the one rule by which selections are compared with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods.base import ImageTokens, TokenLayout, View
+
+
+class Golden:
+    """Arrays of one golden file as tensors, scalars as numbers, ``params`` as a dict."""
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as file:
+            self._arrays = {name: file[name] for name in file.files}
+        self.path = path
+        self.params: dict[str, Any] = json.loads(str(self._arrays.pop("params")[0]))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.from_numpy(self._arrays[name])
+
+    def number(self, name: str) -> float:
+        return float(self._arrays[name])
+
+    def integer(self, name: str) -> int:
+        return int(self._arrays[name])
+
+    def weights(self) -> dict[str, Tensor]:
+        return {k[2:]: self[k] for k in self._arrays if k.startswith("w/")}
+
+
+def assert_same_tokens(
+    kept: Tensor, expected: Tensor, score: Tensor, golden: Golden, *, of: str = ""
+) -> None:
+    """Equal index sets, or swaps between scores closer than the golden's tie tolerance."""
+    extra = sorted(set(kept.tolist()) - set(expected.tolist()))
+    missing = sorted(set(expected.tolist()) - set(kept.tolist()))
+    assert len(kept) == len(expected), f"{of}: {len(kept)} kept, {len(expected)} expected"
+    if not extra:
+        assert kept.tolist() == sorted(kept.tolist()), f"{of}: not in order of position"
+        return
+    swapped = score[torch.tensor(extra + missing)].double()
+    spread = float(swapped.max() - swapped.min())
+    allowed = golden.params.get("tie_tolerance_abs", 0.0)
+    allowed = max(allowed, golden.params.get("tie_tolerance_rel", 0.0) * float(swapped.abs().max()))
+    assert spread < allowed, f"{of}: kept {extra} instead of {missing}; scores differ by {spread}"
+
+
+def packed_image(
+    features: Tensor,
+    *,
+    base: tuple[int, int],
+    canvas: tuple[int, int] | None = None,
+    key: tuple[str, int] = ("sample", 0),
+    **signals: Tensor,
+) -> ImageTokens:
+    """An image as LLaVA-NeXT packs it: base view, then canvas rows each closed by a newline."""
+    n_base = base[0] * base[1]
+    tile, patch = [0] * n_base, list(range(n_base))
+    view, kinds, grids = [0] * n_base, ["base"], [base]
+    row = [i // base[1] for i in range(n_base)]
+    col = [i % base[1] for i in range(n_base)]
+    if canvas:
+        kinds, grids = ["base", "canvas"], [base, canvas]
+        for r in range(canvas[0]):
+            tile += [1] * canvas[1] + [-1]
+            patch += [*range(r * canvas[1], (r + 1) * canvas[1]), 0]
+            view += [1] * (canvas[1] + 1)
+            row += [r] * (canvas[1] + 1)
+            col += [*range(canvas[1]), canvas[1]]
+    layout = TokenLayout(
+        *(torch.tensor(x) for x in (tile, patch, view, row, col)),
+        kinds=tuple(kinds),
+        grids=tuple(grids),
+        n_tiles=len(kinds),
+        patch_grid=base,
+    )
+    assert len(layout) == len(features)
+    return ImageTokens(features, layout, key, {k: lambda v=v: v for k, v in signals.items()})
+
+
+def single_view(features: Tensor, **signals: Tensor) -> View:
+    """One view whose tokens are the rows of ``features``, with signals given as tensors."""
+    return View(
+        "base", features, torch.arange(len(features)), None, ("sample", 0, 0), signals.__getitem__
+    )
