@@ -1,0 +1,730 @@
+"""Pruning inside an unmodified Hugging Face VLM, by removable hooks on its instance.
+
+Four places are hooked: ``get_image_features`` (what the tokens are), the multimodal model (ids, and
+whether this is prefill), the language model (drop before its first layer), and every decoder layer
+(drop inside). Coordinates:
+
+* *prompt*: columns of the full input ids, batch padding included;
+* *entry*: columns of the sequence entering layer 0, after a :class:`TokenMethod` dropped tokens;
+* *slot*: columns of the sequence entering one layer, after a :class:`LayerMethod` dropped more.
+
+Rows that keep fewer tokens than others are padded on the left, which masks then hide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import inspect
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import methods
+from methods.base import (
+    ImageTokens,
+    LayerMethod,
+    LayerSignals,
+    PruningMethod,
+    Selection,
+    TokenMethod,
+)
+from models.errors import PruningUnsupported
+from models.families import CapturedImage, Family, family_of
+from models.families.base import VisionCapture
+from models.packing import attention_mask, gather_rows, pack_left
+from models.record import SampleRecord
+from models.signals import AttentionTap, head_max_columns, row_attention
+
+# Contexts open per model, innermost last: only that one acts, the others wait.
+_OPEN: weakref.WeakKeyDictionary[nn.Module, list[_Runtime]] = weakref.WeakKeyDictionary()
+
+
+class PruningRun:
+    """Handle of an open :func:`prune` context: names samples, hands out their records."""
+
+    def __init__(self, method: PruningMethod) -> None:
+        self.method = method
+        self.records: list[SampleRecord] = []
+        self._sample_ids: list[str] | None = None
+
+    def begin(self, sample_ids: list[str]) -> None:
+        """Name the rows of the next prefill; stochastic methods draw from these names."""
+        self._sample_ids = [str(s) for s in sample_ids]
+
+    def take(self) -> list[SampleRecord]:
+        """Records made since the last call, in row order; they leave the run."""
+        taken, self.records = self.records, []
+        return taken
+
+
+@contextlib.contextmanager
+def prune(
+    model: Any, method: str | type[PruningMethod] | PruningMethod = "none", **options: Any
+) -> Iterator[PruningRun]:
+    """Prune visual tokens of every forward of ``model`` inside the context.
+
+        with prune(model, "gprune", ratio=0.9):
+            model.generate(**inputs)
+
+    Args:
+        model: a Hugging Face VLM of a supported family, or an object holding one as ``.model``.
+        method: registered name, method class, or a method object.
+        options: the method's hyper-parameters, when ``method`` is not an object already.
+
+    Raises:
+        methods.MethodError: unknown method or option, or a value out of range.
+        PruningUnsupported: a model, cache or call that cannot be pruned correctly.
+    """
+    if not isinstance(model, nn.Module):
+        model = model.model
+    if not isinstance(method, PruningMethod):
+        method = methods.build(method, **options)
+    elif options:
+        method = method.replace(**options)
+    runtime = _Runtime(family_of(model), method)
+    with runtime.attached():
+        yield runtime.run
+
+
+# --- state of one batch, from its prefill to its last decoding step ------------------------------
+
+
+@dataclass
+class _Slots:
+    """Columns of one layer's sequence."""
+
+    entry: Tensor  # [B, M] entry column of every slot
+    valid: Tensor  # [B, M]
+    shift: Tensor  # [B] what `compact` positions subtract while decoding
+
+
+@dataclass
+class _Batch:
+    input_ids: Tensor
+    cacheless: bool
+    visual: Tensor  # bool [B, L], prompt coordinates
+    images: list[list[CapturedImage]]
+    sample_ids: list[str]
+    repeats: bool  # a cache-less decoding step of the batch before
+    records: list[SampleRecord] = field(default_factory=list)
+    prompt: Tensor | None = None  # [B, M] prompt column of every entry column
+    entry_valid: Tensor | None = None
+    entry_positions: Tensor | None = None
+    entry_visual: Tensor | None = None
+    shortened: bool = False  # tokens left before layer 0
+    shift: Tensor | None = None
+    last_position: Tensor | None = None
+    plans: list[tuple[int, ...]] | None = None
+    slots: _Slots | None = None
+    layers: dict[int, _Slots] = field(default_factory=dict)
+    tapped: tuple[Tensor, Tensor, float] | None = None
+    step_positions: Tensor | None = None
+    prefilling: bool = True
+
+
+class _Runtime:
+    """The hooks of one context."""
+
+    def __init__(self, family: Family, method: PruningMethod) -> None:
+        self.family = family
+        self.method = method
+        self.token_method = method if isinstance(method, TokenMethod) else None
+        self.layer_method = method if isinstance(method, LayerMethod) else None
+        if method.stage not in ("none", "projector", "vision", "layer"):
+            raise PruningUnsupported(f"unknown stage '{method.stage}' of method {method.name}")
+        self.needs = frozenset(method.needs) if method.ratio > 0 else frozenset()
+        if getattr(method, "scope", "") == "per_tile":
+            self.needs |= {"tile_features"}
+        self.run = PruningRun(method)
+        self.batch: _Batch | None = None
+        self._captured: dict[int, CapturedImage] = {}
+        self._fresh: list[CapturedImage] = []
+        self._found: list[CapturedImage] | None = None
+        self._consumed = False
+        self._core_signature = inspect.signature(family.core.forward)
+        self._lm_signature = inspect.signature(family.language_model.forward)
+
+    # -- attach and restore ---------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks in place for the duration; the model is as before afterwards, errors included."""
+        family = self.family
+        self._refuse_unsupported()
+        stack = _OPEN.setdefault(family.model, [])
+        stack.append(self)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._leave, stack)
+            undo.enter_context(self._shadowed_encoder())
+            undo.enter_context(self._language_tap())
+            hooks = [(family.core, self._before_core), (family.language_model, self._before_lm)]
+            if self.layer_method is not None:
+                hooks += [
+                    (layer, functools.partial(self._before_layer, number))
+                    for number, layer in enumerate(family.layers)
+                ]
+            for module, hook in hooks:
+                undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            yield
+
+    def _leave(self, stack: list[_Runtime]) -> None:
+        stack.remove(self)
+        if not stack:
+            _OPEN.pop(self.family.model, None)
+        self.batch = None
+        self._captured.clear()
+        self._fresh.clear()
+
+    @property
+    def _waiting(self) -> bool:
+        stack = _OPEN.get(self.family.model)
+        return not stack or stack[-1] is not self
+
+    def _refuse_unsupported(self) -> None:
+        if self.method.ratio == 0:
+            return
+        config = self.family.language_model.config
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            raise PruningUnsupported("text models with sliding-window attention cannot be pruned")
+        if self.method.positions == "compact" and not self.family.scalar_positions:
+            raise PruningUnsupported(
+                f"{self.method.name}: positions=compact is not defined for m-rope; use original"
+            )
+
+    @contextlib.contextmanager
+    def _shadowed_encoder(self) -> Iterator[None]:
+        core = self.family.core
+        previous = core.__dict__.get("get_image_features")
+        inner = core.get_image_features
+
+        @functools.wraps(inner)
+        def get_image_features(*args: Any, **kwargs: Any) -> Any:
+            if self._waiting:
+                return inner(*args, **kwargs)
+            return self._encode(inner, args, kwargs)
+
+        core.get_image_features = get_image_features
+        try:
+            yield
+        finally:
+            if previous is None:
+                del core.get_image_features
+            else:
+                core.get_image_features = previous
+
+    def _language_tap(self) -> contextlib.AbstractContextManager:
+        if self.layer_method is None or not self.needs:
+            return contextlib.nullcontext()
+        listeners = {
+            layer.self_attn: functools.partial(self._hear_layer, number)
+            for number, layer in enumerate(self.family.layers)
+        }
+        return AttentionTap(listeners, {self.family.kernel})
+
+    # -- hook 1: the encoder ----------------------------------------------------------------------
+
+    def _encode(self, inner: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        family, capture = self.family, VisionCapture()
+        if self._consumed:
+            self._captured.clear()
+            self._fresh.clear()
+            self._consumed = False
+        taps = family.vision_taps(self.needs)
+        listeners = {
+            module: functools.partial(_remember_attention, capture, name)
+            for name, module in taps.items()
+        }
+        with contextlib.ExitStack() as stack:
+            if taps:
+                kernels = {m.config._attn_implementation for m in taps.values()}
+                stack.enter_context(AttentionTap(listeners, kernels))
+            if self.needs:
+                hook = functools.partial(_remember_projection, capture)
+                stack.callback(family.projector().register_forward_hook(hook).remove)
+            output = inner(*args, **kwargs)
+        features = list(output.pooler_output)
+        named = _by_name(inspect.signature(inner), args, kwargs)
+        for feature, image in zip(
+            features, family.images(named, features, capture), strict=True
+        ):
+            self._captured[id(feature)] = image
+            self._fresh.append(image)
+        return output
+
+    # -- hook 2: ids, and whether this is prefill ----------------------------------------------------
+
+    def _before_core(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if self._waiting:
+            return None
+        named = _by_name(self._core_signature, args, kwargs)
+        cache = named.get("past_key_values")
+        if cache is None or cache.get_seq_length() == 0:
+            self._begin_prefill(module, named, cache)
+            return None
+        return self._begin_decode(named, cache)
+
+    def _begin_prefill(self, module: nn.Module, named: dict[str, Any], cache: Any) -> None:
+        ids = named.get("input_ids")
+        if ids is None:
+            raise PruningUnsupported("prompts given as inputs_embeds cannot be pruned")
+        if self.method.ratio > 0 and module.training:
+            raise PruningUnsupported("pruning is for inference; call model.eval() first")
+        if self.method.ratio > 0 and getattr(cache, "is_compileable", False):
+            raise PruningUnsupported("static caches have one length for all layers; use dynamic")
+        before = self.batch
+        repeats = (
+            before is not None
+            and before.cacheless
+            and cache is None
+            and not named.get("use_cache")
+            and ids.shape[0] == before.input_ids.shape[0]
+            and ids.shape[1] > before.input_ids.shape[1]
+            and torch.equal(ids[:, : before.input_ids.shape[1]], before.input_ids)
+        )
+        encoded = (named.get("mm_encoder_outputs") or {}).get("image")
+        found = None if encoded is None else [self._lookup(f) for f in encoded.pooler_output]
+        self.batch = _Batch(
+            input_ids=ids,
+            cacheless=cache is None and not named.get("use_cache"),
+            visual=self.family.visual_mask(ids),
+            images=[],
+            sample_ids=before.sample_ids if repeats else self._names(ids),
+            repeats=repeats,
+            records=before.records if repeats else [],
+        )
+        self._found = found
+        if found is None:
+            self._fresh = []
+
+    def _lookup(self, feature: Tensor) -> CapturedImage:
+        image = self._captured.get(id(feature))
+        if image is None:
+            raise PruningUnsupported(
+                "image features were computed outside the pruning context; encode inside it"
+            )
+        return image
+
+    def _names(self, ids: Tensor) -> list[str]:
+        given, self.run._sample_ids = self.run._sample_ids, None
+        rows = ids.shape[0]
+        if given is None:
+            return [hashlib.sha256(row.cpu().numpy().tobytes()).hexdigest()[:16] for row in ids]
+        if rows % len(given):
+            raise PruningUnsupported(f"{len(given)} sample ids for a batch of {rows} rows")
+        beams = rows // len(given)
+        return [name for name in given for _ in range(beams)]
+
+    def _begin_decode(self, named: dict[str, Any], cache: Any) -> Any:
+        batch = self.batch
+        if batch is None or batch.entry_valid is None:
+            return None
+        batch.prefilling = False
+        ids = named.get("input_ids")
+        if ids is not None and ids.shape[1] > 1 and bool(self.family.visual_mask(ids).any()):
+            raise PruningUnsupported("chunked prefill cannot be pruned: an image came late")
+        if not (batch.shortened or batch.layers) or named.get("position_ids") is not None:
+            return None
+        # The library would count from the shortened cache.
+        done = cache.get_seq_length() - batch.entry_valid.shape[1]
+        steps = torch.arange(done + 1, done + 1 + ids.shape[1], device=ids.device)
+        named["position_ids"] = batch.last_position[:, None] + steps
+        return (), named
+
+    # -- hook 3: before the language model ------------------------------------------------------------
+
+    def _before_lm(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if self._waiting or self.batch is None:
+            return None
+        named = _by_name(self._lm_signature, args, kwargs)
+        if not self.batch.prefilling:
+            return self._continue_lm(named)
+        return self._enter_lm(named)
+
+    def _enter_lm(self, named: dict[str, Any]) -> Any:
+        batch, embeds = self.batch, named["inputs_embeds"]
+        mask = named.get("attention_mask")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+            raise PruningUnsupported("only 2-D attention masks can be pruned")
+        valid = torch.ones_like(batch.visual) if mask is None else mask.bool()
+        batch.visual = batch.visual & valid
+        batch.images = _images_per_row(
+            self._fresh if self._found is None else self._found, batch.visual
+        )
+        self._consumed = True
+        positions = _row_positions(named.get("position_ids"), embeds)
+        batch.last_position = positions.amax(1)
+        if not batch.repeats:
+            self._new_records(valid)
+        keep, embeds = self._select_before_lm(valid, embeds)
+        batch.images = []
+        batch.shortened = bool((keep != valid).any())
+        if self.layer_method is not None:
+            self._plan_layers(valid)
+        width = batch.visual.shape[1]
+        batch.prompt = torch.arange(width, device=embeds.device).expand(len(embeds), -1)
+        batch.entry_valid, batch.entry_visual = valid, batch.visual
+        batch.entry_positions = positions
+        batch.shift = torch.zeros_like(batch.last_position)
+        if not batch.shortened:
+            return self._unshortened(named, embeds)
+        return self._shorten(named, embeds, valid, keep, positions)
+
+    def _unshortened(self, named: dict[str, Any], embeds: Tensor) -> Any:
+        self._start_slots()
+        if embeds is named["inputs_embeds"]:
+            return None
+        named["inputs_embeds"] = embeds
+        return (), named
+
+    def _shorten(
+        self, named: dict[str, Any], embeds: Tensor, valid: Tensor, keep: Tensor, positions: Tensor
+    ) -> Any:
+        batch = self.batch
+        order, batch.entry_valid = pack_left(keep)
+        batch.prompt = order
+        batch.entry_visual = batch.visual.gather(1, order) & batch.entry_valid
+        if self.method.positions == "compact":
+            gone = (valid & ~keep).long().cumsum(1)
+            positions = positions - gone
+            batch.shift = gone[:, -1]
+        given = named.get("position_ids")
+        if given is None or given.dim() == 2:
+            batch.entry_positions = positions.gather(1, order)
+            named["position_ids"] = batch.entry_positions
+        else:
+            # A leading text row only serves the library's packing detection.
+            planes = given[1:] if given.shape[0] == 4 else given
+            named["position_ids"] = planes.gather(2, order.expand(planes.shape[0], -1, -1))
+            batch.entry_positions = positions.gather(1, order)
+        named["inputs_embeds"] = gather_rows(embeds, order)
+        # Never None: without a mask, gapped positions are taken for packed sequences.
+        named["attention_mask"] = batch.entry_valid.long()
+        self._start_slots()
+        return (), named
+
+    def _start_slots(self) -> None:
+        batch = self.batch
+        columns = torch.arange(batch.entry_valid.shape[1], device=batch.entry_valid.device)
+        batch.slots = _Slots(
+            columns.expand(len(batch.entry_valid), -1), batch.entry_valid, batch.shift
+        )
+
+    def _new_records(self, valid: Tensor) -> None:
+        batch, depth = self.batch, len(self.family.layers)
+        beams = _beams(batch.sample_ids)
+        for row, name in enumerate(batch.sample_ids):
+            rank = (valid[row].long().cumsum(0) - 1)[batch.visual[row]]
+            record = SampleRecord(
+                sample_id=name,
+                prompt_length=int(valid[row].sum()),
+                visual=rank.cpu(),
+                n_layers=depth,
+                positions=self.method.positions,
+                crops=sum(image.layout.n_tiles for image in batch.images[row]),
+            )
+            batch.records.append(record)
+            if row % beams == 0:
+                self.run.records.append(record)
+
+    def _select_before_lm(self, valid: Tensor, embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """bool ``[B, L]`` tokens that enter layer 0, and the embeddings, merged slots rewritten."""
+        method, batch = self.token_method, self.batch
+        if method is None or method.ratio == 0:
+            return valid, embeds
+        started, keep = time.perf_counter(), valid.clone()
+        source, changed = embeds, None
+        for row, images in enumerate(batch.images):
+            columns, offset, views = torch.nonzero(batch.visual[row]).squeeze(1), 0, []
+            alive = torch.zeros(len(columns), dtype=torch.bool, device=embeds.device)
+            slots, vectors = [], []
+            for number, image in enumerate(images):
+                mine = columns[offset : offset + len(image.layout)]
+                tokens = ImageTokens(
+                    source[row, mine], image.layout, (batch.sample_ids[row], number), image.signals
+                )
+                picked = method.keep(tokens)
+                alive[offset + picked.indices] = True
+                if picked.features is not None:
+                    slots.append(mine[picked.indices])
+                    vectors.append(picked.features.to(embeds.dtype))
+                views += [len(image.layout)] if method.scope == "joint" else _view_sizes(image)
+                offset += len(image.layout)
+            keep[row, columns[~alive]] = False
+            if slots:
+                changed = embeds.clone() if changed is None else changed
+                changed[row, torch.cat(slots)] = torch.cat(vectors)
+            self._note_entry(row, alive, views, slots, vectors, valid)
+        seconds = (time.perf_counter() - started) / max(1, len(batch.images))
+        for record in batch.records:
+            record.selection_seconds += seconds
+        return keep, embeds if changed is None else changed
+
+    def _note_entry(
+        self,
+        row: int,
+        alive: Tensor,
+        views: list[int],
+        slots: list[Tensor],
+        vectors: list[Tensor],
+        valid: Tensor,
+    ) -> None:
+        if self.batch.repeats:
+            return
+        record = self.batch.records[row]
+        record.views = tuple(views)
+        if not alive.all():
+            record.stages.append((0, alive.cpu()))
+        if slots:
+            rank = valid[row].long().cumsum(0) - 1
+            record.rewrites[0] = (rank[torch.cat(slots)].cpu(), torch.cat(vectors).cpu())
+
+    def _continue_lm(self, named: dict[str, Any]) -> Any:
+        batch = self.batch
+        if not (batch.shortened or batch.layers):
+            return None
+        embeds, cache = named["inputs_embeds"], named["past_key_values"]
+        grown = cache.get_seq_length() + embeds.shape[1] - batch.entry_valid.shape[1]
+        positions = _row_positions(named.get("position_ids"), embeds)
+        if batch.shortened:
+            named["attention_mask"] = _extended(batch.entry_valid, grown).long()
+            if self.method.positions == "compact":
+                positions = positions - batch.shift[:, None]
+                named["position_ids"] = positions
+        batch.step_positions = positions
+        return (), named
+
+    # -- hook 4: before a decoder layer ---------------------------------------------------------------
+
+    def _plan_layers(self, valid: Tensor) -> None:
+        depth = len(self.family.layers)
+        counts = self.batch.visual.sum(1).tolist()
+        self.batch.plans = [self.layer_method.checked_schedule(depth, n) for n in counts]
+        if any(plan and plan[0] < n for plan, n in zip(self.batch.plans, counts, strict=True)):
+            raise PruningUnsupported(f"{self.method.name}: layer 0 has no attention before it")
+
+    def _due(self, layer: int) -> bool:
+        plans = self.batch.plans
+        return plans is not None and layer > 0 and any(p[layer] < p[layer - 1] for p in plans)
+
+    def _hear_layer(self, number: int, q: Tensor, k: Tensor, scaling: float) -> None:
+        batch = self.batch
+        if self._waiting or batch is None or not batch.prefilling or batch.repeats:
+            return
+        if number + 1 < len(self.family.layers) and self._due(number + 1):
+            batch.tapped = (q, k, scaling)
+
+    def _before_layer(
+        self, number: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        batch = self.batch
+        if self._waiting or batch is None:
+            return None
+        if not batch.prefilling:
+            return self._continue_layer(number, args, kwargs)
+        hidden = args[0]
+        if self._due(number):
+            hidden = self._drop(number, hidden)
+        elif not batch.layers:
+            return None
+        batch.layers[number] = batch.slots
+        kwargs["attention_mask"] = attention_mask(
+            batch.slots.valid, hidden.shape[1], self.family.kernel, hidden.dtype
+        )
+        kwargs["position_embeddings"] = self._slot_rotation(hidden, kwargs["position_embeddings"])
+        # Rotation is applied already; gapped ids would only mislead flash attention.
+        kwargs["position_ids"] = None
+        return (hidden, *args[1:]), kwargs
+
+    def _slot_rotation(self, hidden: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple:
+        slots, batch = self.batch.slots, self.batch
+        if self.method.positions == "compact":
+            gone = self._gone(slots).long().cumsum(1)
+            compact = (batch.entry_positions - gone).gather(1, slots.entry)
+            return self.family.rotary(hidden, compact)
+        return tuple(gather_rows(r.expand(len(hidden), -1, -1), slots.entry) for r in rotation)
+
+    def _gone(self, slots: _Slots) -> Tensor:
+        """bool ``[B, M]``: valid entry columns that are no longer in ``slots``."""
+        alive = torch.zeros_like(self.batch.entry_valid)
+        alive.scatter_(1, slots.entry, slots.valid)
+        return self.batch.entry_valid & ~alive
+
+    def _continue_layer(self, number: int, args: tuple, kwargs: dict[str, Any]) -> Any:
+        batch, slots = self.batch, self.batch.layers.get(number)
+        if slots is None:
+            return None
+        hidden, cache = args[0], kwargs["past_key_values"]
+        grown = cache.get_seq_length(number) + hidden.shape[1] - slots.valid.shape[1]
+        # Layer 0 ran already and holds this step's keys; both must have grown alike.
+        if grown != cache.get_seq_length(0) - batch.entry_valid.shape[1]:
+            raise PruningUnsupported("the cache was cropped (assisted decoding?): not supported")
+        kwargs["attention_mask"] = attention_mask(
+            _extended(slots.valid, grown), hidden.shape[1], self.family.kernel, hidden.dtype
+        )
+        if self.method.positions == "compact":
+            ids = batch.step_positions - (slots.shift - batch.shift)[:, None]
+            kwargs["position_embeddings"] = self.family.rotary(hidden, ids)
+        kwargs["position_ids"] = None
+        return args, kwargs
+
+    def _drop(self, layer: int, hidden: Tensor) -> Tensor:
+        batch, started = self.batch, time.perf_counter()
+        slots = batch.slots
+        visual = batch.entry_visual.gather(1, slots.entry) & slots.valid
+        keep = slots.valid.clone()
+        changed = None
+        for row in range(len(hidden)):
+            mine = torch.nonzero(visual[row]).squeeze(1)
+            picked = self._pick(layer, row, mine, hidden)
+            if picked is None:
+                continue
+            stays = torch.zeros(len(mine), dtype=torch.bool, device=hidden.device)
+            stays[picked.indices] = True
+            keep[row, mine[~stays]] = False
+            if picked.features is not None:
+                changed = hidden.clone() if changed is None else changed
+                changed[row, mine[picked.indices]] = picked.features.to(hidden.dtype)
+            self._note_layer(layer, row, mine, picked)
+        hidden = hidden if changed is None else changed
+        order, valid = pack_left(keep)
+        batch.slots = _Slots(slots.entry.gather(1, order), valid, slots.shift)
+        if self.method.positions == "compact":
+            batch.slots.shift = batch.shift + self._gone(batch.slots).sum(1)
+        batch.tapped = None
+        for record in batch.records:
+            record.selection_seconds += (time.perf_counter() - started) / len(batch.records)
+        return gather_rows(hidden, order)
+
+    def _pick(self, layer: int, row: int, mine: Tensor, hidden: Tensor) -> Selection | None:
+        """Which of the row's alive visual slots ``mine`` stay; None keeps all."""
+        batch, count = self.batch, self.batch.plans[row][layer]
+        if count >= len(mine):
+            return None
+        ranks = self._ranks(row, mine)
+        if batch.repeats:
+            alive = batch.records[row].alive(layer).to(hidden.device)
+            indices = torch.nonzero(alive[ranks]).squeeze(1)
+            rewrite = batch.records[row].rewrites.get(layer)
+            return Selection(indices, None if rewrite is None else rewrite[1].to(hidden))
+        signals = LayerSignals(
+            layer=layer - 1,
+            n_layers=len(self.family.layers),
+            alive=ranks,
+            n_visual=batch.records[row].visual_tokens,
+            _signal=functools.partial(self._layer_signal, row, mine, hidden),
+        )
+        return self.layer_method.checked_select(signals, count)
+
+    def _ranks(self, row: int, mine: Tensor) -> Tensor:
+        """Rank among the prompt's visual tokens of the slots ``mine``."""
+        batch = self.batch
+        column = batch.prompt[row][batch.slots.entry[row, mine]]
+        return (batch.visual[row].long().cumsum(0) - 1)[column]
+
+    def _layer_signal(self, row: int, mine: Tensor, hidden: Tensor, name: str) -> Tensor:
+        batch, slots = self.batch, self.batch.slots
+        if name == "hidden":
+            return hidden[row, mine]
+        if batch.tapped is None:
+            raise PruningUnsupported("the attention of the layer before was not observed")
+        q, k, scaling = (batch.tapped[0][row], batch.tapped[1][row], batch.tapped[2])
+        valid = slots.valid[row]
+        if name == "keys":
+            return k[:, mine].transpose(0, 1)
+        if name == "last_row":
+            last = int(torch.nonzero(valid).max())
+            column = torch.arange(len(valid), device=valid.device)
+            return row_attention(q[:, last], k, scaling, valid & (column <= last))[:, mine]
+        if name in ("cross", "self"):
+            text = valid.clone()
+            text[mine] = False
+            text[: int(mine[0])] = False
+            rows = mine if name == "self" else torch.nonzero(text).squeeze(1)
+            total = head_max_columns(q, k, scaling, valid, rows, mine)
+            return total / len(mine) if name == "self" else total
+        raise PruningUnsupported(f"unknown layer signal '{name}'")
+
+    def _note_layer(self, layer: int, row: int, mine: Tensor, picked: Selection) -> None:
+        if self.batch.repeats:
+            return
+        record = self.batch.records[row]
+        alive = torch.zeros(record.visual_tokens, dtype=torch.bool)
+        kept = self._ranks(row, mine)[picked.indices].cpu()
+        alive[kept] = True
+        record.stages.append((layer, alive))
+        if picked.features is not None:
+            record.rewrites[layer] = (record.visual[kept], picked.features.detach().cpu())
+
+
+# --- helpers ------------------------------------------------------------------------------------
+
+
+def _by_name(
+    signature: inspect.Signature, args: tuple, kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments by name; some families pass ``input_ids`` positionally."""
+    return {**dict(zip(signature.parameters, args, strict=False)), **kwargs}
+
+
+def _row_positions(position_ids: Tensor | None, embeds: Tensor) -> Tensor:
+    """One position per token ``[B, n]``; of m-rope planes the largest, which decode goes on from."""
+    if position_ids is None:
+        return torch.arange(embeds.shape[1], device=embeds.device).expand(len(embeds), -1)
+    if position_ids.dim() == 3:
+        position_ids = position_ids[-3:].amax(0)
+    return position_ids.expand(len(embeds), -1)
+
+
+def _extended(valid: Tensor, grown: int) -> Tensor:
+    """``valid [B, M]`` followed by ``grown`` generated tokens, all visible."""
+    return torch.cat([valid, valid.new_ones(len(valid), grown)], dim=1)
+
+
+def _images_per_row(images: list[CapturedImage], visual: Tensor) -> list[list[CapturedImage]]:
+    """Deal images, in prompt order, to the rows whose placeholders they fill."""
+    rows, queue = [], list(images)
+    for count in visual.sum(1).tolist():
+        mine: list[CapturedImage] = []
+        while count > 0 and queue:
+            mine.append(queue.pop(0))
+            count -= len(mine[-1].layout)
+        if count:
+            raise PruningUnsupported("visual tokens of the prompt do not match the encoded images")
+        rows.append(mine)
+    if queue:
+        raise PruningUnsupported("more images were encoded than the prompt has places for")
+    return rows
+
+
+def _view_sizes(image: CapturedImage) -> list[int]:
+    layout = image.layout
+    real = ~layout.newline
+    return [int((real & (layout.view == v)).sum()) for v in range(len(layout.kinds))]
+
+
+def _beams(sample_ids: list[str]) -> int:
+    """Rows per sample: equal names next to each other are beams of one sample."""
+    runs = 1
+    while runs < len(sample_ids) and sample_ids[runs] == sample_ids[0]:
+        runs += 1
+    return runs if len(sample_ids) % runs == 0 else 1
+
+
+def _remember_attention(
+    capture: VisionCapture, name: str, q: Tensor, k: Tensor, scaling: float
+) -> None:
+    capture.attention[name] = (q, k, scaling)
+
+
+def _remember_projection(
+    capture: VisionCapture, module: nn.Module, args: tuple, output: Tensor
+) -> None:
+    capture.projector_input = args[0]
+    capture.projector_output = output
