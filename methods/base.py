@@ -223,16 +223,21 @@ def in_range(
     *,
     low_open: bool = False,
     high_open: bool = False,
+    whole: bool = False,
 ) -> None:
-    """Raise a one-line :class:`MethodError` unless ``method.option`` lies in the interval."""
+    """Raise a one-line :class:`MethodError` unless ``method.option`` lies in the interval.
+
+    With ``whole`` the value must be an ``int``.
+    """
     value = getattr(method, option)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     below = number and (value <= low if low_open else value < low)
     above = number and (value >= high if high_open else value > high)
     if not number or math.isnan(value) or below or above:
         left, right = "(" if low_open else "[", ")" if high_open else "]"
         raise MethodError(
-            f"{method.name}: {option}={value!r} must be a number in {left}{low:g}, {high:g}{right}"
+            f"{method.name}: {option}={value!r} must be a {'whole ' if whole else ''}number in "
+            f"{left}{low:g}, {high:g}{right}"
         )
 
 
@@ -264,6 +269,8 @@ class PruningMethod:
     needs: ClassVar[tuple[str, ...]] = ()
     merges: ClassVar[bool] = False
     query_aware: ClassVar[bool] = False
+    #: options that are feasible on a shallow model; the contract tests and the gallery use them
+    example: ClassVar[Mapping[str, Any]] = {"ratio": 0.5}
 
     def __post_init__(self) -> None:
         in_range(self, "ratio", 0.0, 1.0, high_open=True)
@@ -328,12 +335,20 @@ class TokenMethod(PruningMethod):
         """The ``k`` tokens of the view that stay (any order); default: the best ``score``."""
         return ops.top_k(self.score(view), k)
 
+    def select_all(self, views: list[View], counts: list[int]) -> list[Tensor | Selection]:
+        """``select`` for each view of an image; override it to decide on all views at once."""
+        return [self.select(view, k) for view, k in zip(views, counts, strict=True)]
+
     def keep(self, image: ImageTokens) -> Selection:
         """Packed indices (sorted) of one image's tokens that stay, rewritten features if merged."""
         if self.ratio == 0:
             return Selection(torch.arange(len(image.layout), device=image.features.device))
         views = self._views(image)
-        picks = [self._checked(view, self.count(len(view))) for view in views]
+        counts = [self.count(len(view)) for view in views]
+        picks = [
+            self._checked(view, k, picked)
+            for view, k, picked in zip(views, counts, self.select_all(views, counts), strict=True)
+        ]
         if self.scope == "per_tile":
             return self._from_tiles(image, views, picks)
         return self._from_views(image, views, picks)
@@ -373,9 +388,7 @@ class TokenMethod(PruningMethod):
             full = image.signal(name)
             picked = full[tile.clamp(min=0).to(full.device), patch.to(full.device)]
             row_end = (tile < 0).to(full.device)
-            return self._cast(picked).masked_fill(
-                row_end.reshape(-1, *[1] * (picked.dim() - 1)), 0
-            )
+            return self._cast(picked).masked_fill(row_end.reshape(-1, *[1] * (picked.dim() - 1)), 0)
 
         return signal
 
@@ -393,8 +406,7 @@ class TokenMethod(PruningMethod):
             for tile in range(image.layout.n_tiles)
         ]
 
-    def _checked(self, view: View, k: int) -> Selection:
-        picked = self.select(view, k)
+    def _checked(self, view: View, k: int, picked: Tensor | Selection) -> Selection:
         if not isinstance(picked, Selection):
             picked = Selection(picked)
         indices = picked.indices

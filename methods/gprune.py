@@ -134,12 +134,10 @@ class GPrune(TokenMethod):
         super().__post_init__()
         in_range(self, "threshold", -1.0, 1.0)
         in_range(self, "temperature", 0.0, low_open=True)
-        in_range(self, "iterations", 0)
+        in_range(self, "iterations", 0, whole=True)
         in_range(self, "degree_floor", 0.0, 1.0, high_open=True)
         choice(self, "edge", ("clip", "shift"))
         choice(self, "variant", tuple(_VARIANTS))
-        if self.iterations != int(self.iterations):
-            raise MethodError(f"{self.name}: iterations={self.iterations!r} must be whole")
         for option, value in _VARIANTS[self.variant].items():
             default = type(self).__dataclass_fields__[option].default
             if getattr(self, option) not in (default, value):

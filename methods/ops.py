@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,25 @@ def cosine_graph(x: Tensor) -> Tensor:
 def is_half(x: Tensor) -> bool:
     """Whether ``x`` is in half precision (float16 or bfloat16)."""
     return x.dtype in (torch.float16, torch.bfloat16)
+
+
+def seeded_uniform(n: int, *key: object) -> Tensor:
+    """Numbers ``[n]`` in [0, 1) that depend on ``key`` alone, not on order or device of use."""
+    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.rand(n, generator=generator)
+
+
+def best_pairs(similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's best column, best rows first: the matching step of ToMe and VisPruner.
+
+    Args:
+        similarity: ``[..., a, b]``.
+
+    Returns:
+        best similarities ``[..., a]`` in falling order (equal ones: lower row first), the rows
+        they belong to, and each one's column (equal ones: the lowest).
+    """
+    best, column = similarity.max(dim=-1)
+    best, row = torch.sort(best, dim=-1, descending=True, stable=True)
+    return best, row, column.gather(-1, row)

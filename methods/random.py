@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from methods import ops
 from methods.base import TokenMethod, View
 from methods.registry import register
 
@@ -26,7 +25,4 @@ class RandomPruning(TokenMethod):
     paper = "arXiv:2501.02268"
 
     def score(self, view: View) -> Tensor:
-        text = "\x1f".join(map(str, (self.seed, *view.key)))
-        digest = hashlib.sha256(text.encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        return torch.rand(len(view), generator=generator).to(view.features.device)
+        return ops.seeded_uniform(len(view), self.seed, *view.key).to(view.features.device)

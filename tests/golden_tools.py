@@ -88,6 +88,24 @@ def packed_image(
     return ImageTokens(features, layout, key, {k: lambda v=v: v for k, v in signals.items()})
 
 
+def crops_layout(n_crops: int, n_tokens: int) -> TokenLayout:
+    """Encoder crops one after another, none of them cut, no row-end tokens."""
+    patch = torch.arange(n_tokens).repeat(n_crops)
+    crop = torch.arange(n_crops).repeat_interleave(n_tokens)
+    return TokenLayout(
+        tile=crop,
+        patch=patch,
+        view=crop,
+        row=torch.zeros_like(patch),
+        col=patch,
+        kinds=("tile",) * n_crops,
+        grids=((1, n_tokens),) * n_crops,
+        n_tiles=n_crops,
+        patch_grid=(1, n_tokens),
+        tile_grid=(1, n_crops - 1) if n_crops > 1 else None,
+    )
+
+
 def single_view(features: Tensor, **signals: Tensor) -> View:
     """One view whose tokens are the rows of ``features``, with signals given as tensors."""
     return View(

@@ -10,9 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from methods import build
-from golden_tools import Golden, assert_same_tokens, packed_image
+from methods.base import ImageTokens, LayerMethod, LayerSignals
+from methods.fastv import FastV
+from methods.fitprune import FitPrune, published_recipes
+from methods.fitprune_search import Costs, search_recipe
+from methods.seqprune import SequentialPrune
+from methods.tome import merge_rounds, merge_tokens
+from methods.vispruner import important_and_diverse
+from tests.golden_llama import TinyLlama
+from tests.golden_tools import Golden, assert_same_tokens, crops_layout, packed_image
 
 CHECKERS: dict[str, Callable[[Golden], None]] = {}
 
@@ -102,3 +111,279 @@ def check_gprune(golden: Golden) -> None:
         half = method.replace(variant="released_fp16").keep(image).indices
         expected = set(golden["expected_kept_half"].tolist())
         assert len(expected & set(half.tolist())) >= 0.97 * len(expected)
+
+
+@checks("tome")
+def check_tome(golden: Golden) -> None:
+    """Rounds, groups, sizes, representatives, merged features, and what the method returns."""
+    features, n_out = golden["features"], golden.integer("n_out")
+    per_round, atol = golden.params["per_round"], golden.params["feature_atol"]
+    assert merge_rounds(len(features), n_out, per_round) == golden["expected_r_schedule"].tolist()
+    merged = merge_tokens(features, n_out, per_round=per_round)
+    assert torch.equal(merged.group, golden["expected_group"])
+    assert torch.equal(merged.representative, golden["expected_representative"])
+    assert torch.equal(merged.size, golden["expected_size"].to(merged.size.dtype))
+    torch.testing.assert_close(merged.features, golden["expected_merged"], rtol=0, atol=atol)
+
+    method = build("tome", ratio=golden.number("ratio"), per_round=per_round)
+    kept = method.keep(packed_image(features, base=(1, len(features))))
+    order = golden["expected_spatial_order"]
+    assert torch.equal(kept.indices, golden["expected_representative"][order])
+    expected = golden["expected_merged"][order]
+    torch.testing.assert_close(kept.features, expected, rtol=0, atol=atol)
+
+
+@checks("vispruner")
+def check_vispruner(golden: Golden) -> None:
+    """Both parts in the algorithm's order for all crops at once, and the method crop by crop."""
+    features, attention = golden["features"], golden["cls_attention"]
+    ratio, keep = golden.number("important_ratio"), golden.integer("visual_token_num")
+    per_round = golden.integer("prune_per_round")
+    mean = attention.mean(dim=1)
+    torch.testing.assert_close(mean, golden["expected_mean_attention"], rtol=1e-6, atol=0)
+    important, diverse = important_and_diverse(features, mean, keep, ratio, per_round)
+    assert torch.equal(important, golden["expected_important"])
+    assert torch.equal(diverse, golden["expected_residual_order"])
+    kept = torch.cat([important, diverse], dim=1).sort().values
+    assert torch.equal(kept, golden["expected_kept"])
+
+    method = build(
+        "vispruner",
+        ratio=golden.number("ratio"),
+        important_ratio=ratio,
+        prune_per_round=per_round,
+    )
+    n_crops, n_tokens = features.shape[:2]
+    layout = crops_layout(n_crops, n_tokens)
+    tokens = torch.randn(len(layout), 8)
+    signals = {
+        "vision_features": lambda: features,
+        "cls_attention": lambda: attention.transpose(1, 2),
+        "tile_features": lambda: tokens.reshape(n_crops, n_tokens, -1),
+    }
+    image = ImageTokens(tokens, layout, ("sample", 0), signals)
+    expected = golden["expected_kept"] + torch.arange(n_crops)[:, None] * n_tokens
+    assert torch.equal(method.keep(image).indices, expected.flatten())
+
+
+# --- inside the language model ------------------------------------------------------------------
+
+
+def layer_signals(layer: int, n_layers: int, alive: Tensor, n_visual: int, **signals: Tensor):
+    return LayerSignals(layer, n_layers, alive, n_visual, signals.__getitem__)
+
+
+def head_max_signals(attention: Tensor, start: int, n_visual: int) -> dict[str, Tensor]:
+    """FitPrune's two vectors from a whole attention map ``[H, S, S]``."""
+    image = slice(start, start + n_visual)
+    top = attention.amax(0)[:, image]
+    return {"cross": top[start + n_visual :].sum(0), "self": top[image].sum(0) / n_visual}
+
+
+@checks("fastv")
+def check_fastv(golden: Golden) -> None:
+    if golden.params.get("level") == "end_to_end":
+        method = FastV(ratio=golden.number("ratio"), K=golden.integer("K"), ratio_mode="local")
+        return check_end_to_end(golden, method)
+    rounding = {"llama": "floor", "seqrepo": "int_raw", "hf": "round_half_even"}
+    method = FastV(
+        ratio=golden.number("ratio"),
+        K=golden.integer("K"),
+        ratio_mode="local",
+        rounding=rounding[golden.params["variant"]],
+    )
+    start, n_visual = golden.integer("image_start"), golden.integer("n_visual")
+    text = golden.integer("n_text_after")
+    row = golden["last_row_logits"].softmax(-1)[:, start : start + n_visual]
+    n_layers = len(golden["expected_tokens_per_layer"])
+    plan = method.checked_schedule(n_layers, n_visual)
+    assert plan[-1] == golden.integer("expected_n_kept")
+    assert [start + n + text for n in plan] == golden["expected_tokens_per_layer"].tolist()
+    signals = layer_signals(method.K - 1, n_layers, torch.arange(n_visual), n_visual, last_row=row)
+    score = method.score(signals)
+    torch.testing.assert_close(score, golden["expected_score"], rtol=5e-5, atol=0)
+    kept = method.checked_select(signals, plan[-1]).indices
+    assert_same_tokens(kept, golden["expected_kept"], score, golden)
+    end = start + n_visual
+    positions = torch.cat([torch.arange(start), start + kept, torch.arange(end, end + text)])
+    assert torch.equal(positions, golden["expected_position_ids"])
+
+
+@checks("sequential")
+def check_sequential(golden: Golden) -> None:
+    """Tokens alive in each layer; counts as the release truncates them."""
+    percent = golden.params["prune_step_percent"]
+    method = SequentialPrune(
+        ratio=golden.number("ratio"),
+        K=golden.integer("K"),
+        step=percent / 100,
+        ratio_mode="local",
+        rounding="int_raw",
+        strict_schedule=True,
+    )
+    if golden.params.get("level") == "end_to_end":
+        return check_end_to_end(golden, method)
+    logits, expected = golden["last_row_logits"], golden["expected_layer_mask"]
+    start, n_visual = golden.integer("image_start"), golden.integer("n_visual")
+    n_layers = len(logits)
+    plan = method.checked_schedule(n_layers, n_visual)
+    assert list(plan) == golden["expected_visual_tokens_per_layer"].tolist()
+    alive = torch.arange(n_visual)
+    for layer in range(n_layers):
+        mask = torch.ones(logits.shape[-1], dtype=torch.bool)
+        mask[start : start + n_visual] = False
+        mask[start + alive] = True
+        assert torch.equal(mask, expected[layer]), f"layer {layer}"
+        if layer + 1 < n_layers and plan[layer + 1] < plan[layer]:
+            row = logits[layer].masked_fill(~mask, -torch.inf).softmax(-1)[:, start + alive]
+            signals = layer_signals(layer, n_layers, alive, n_visual, last_row=row)
+            alive = alive[method.checked_select(signals, plan[layer + 1]).indices]
+
+
+@checks("fitprune")
+def check_fitprune(golden: Golden) -> None:
+    level = golden.params["level"]
+    if level == "recipe_search":
+        return check_recipe_search(golden)
+    if level == "end_to_end":
+        deletions = golden["delete_per_layer"].tolist()
+        published = published_recipes()[golden.params["recipe"]]
+        assert deletions == list(published[: len(deletions)])
+        method = FitPrune(
+            ratio=golden.params["recipe"] / 100, ratio_mode="local", recipe=tuple(deletions)
+        )
+        return check_end_to_end(golden, method, last_deletion=deletions[-1])
+    start, n_visual = golden.integer("image_start"), golden.integer("n_visual")
+    n_delete, text = golden.integer("n_delete"), golden.integer("n_text_after")
+    assert published_recipes()[golden.params["recipe"]][golden.params["layer"]] == n_delete
+    method = FitPrune(ratio=0.5)
+    vectors = head_max_signals(golden["attention"], start, n_visual)
+    signals = layer_signals(0, 2, torch.arange(n_visual), n_visual, **vectors)
+    score = method.score(signals)
+    torch.testing.assert_close(score, golden["expected_score"], rtol=5e-5, atol=0)
+    kept = method.checked_select(signals, n_visual - n_delete).indices
+    assert_same_tokens(kept, golden["expected_kept"], score, golden)
+    end = start + n_visual
+    positions = torch.cat([torch.arange(start), start + kept, torch.arange(end, end + text)])
+    assert torch.equal(positions, golden["expected_position_ids"])
+
+
+def prefill(llama: TinyLlama, golden: Golden, method: LayerMethod):
+    """Run the prompt under the method's own schedule and scores.
+
+    Returns the hidden states leaving the last layer, per layer the original indices alive in it
+    and its keys and values, and the last layer's attention.
+    """
+    x = golden["inputs_embeds"]
+    start, n_visual = golden.integer("image_start"), golden.integer("n_visual")
+    plan = method.checked_schedule(llama.n_layers, n_visual)
+    sequence, alive, caches = torch.arange(len(x)), [], []
+    for layer in range(llama.n_layers):
+        alive.append(sequence)
+        x, attention, cache = llama.layer(layer, x, sequence)
+        caches.append(cache)
+        if layer + 1 == llama.n_layers or plan[layer + 1] == plan[layer]:
+            continue
+        visual = (sequence >= start) & (sequence < start + n_visual)
+        place = torch.nonzero(visual).squeeze(1)
+        signals = layer_signals(
+            layer,
+            llama.n_layers,
+            sequence[place] - start,
+            n_visual,
+            last_row=attention[:, -1, place],
+            **head_max_signals(attention, start, len(place)),
+        )
+        picked = method.checked_select(signals, plan[layer + 1]).indices
+        rows = torch.cat([torch.nonzero(~visual).squeeze(1), place[picked]]).sort().values
+        x, sequence = x[rows], sequence[rows]
+    return x, alive, caches, attention
+
+
+def check_end_to_end(golden: Golden, method: LayerMethod, last_deletion: int = 0) -> None:
+    """Tokens alive per layer, last hidden states, cache lengths, and decoding with the caches."""
+    llama, atol = TinyLlama(golden), golden.params["hidden_atol"]
+    x, alive, caches, attention = prefill(llama, golden, method)
+    length, start = len(golden["inputs_embeds"]), golden.integer("image_start")
+    for layer, expected in enumerate(golden["expected_layer_mask"]):
+        mask = torch.zeros(length, dtype=torch.bool)
+        mask[alive[layer]] = True
+        assert torch.equal(mask, expected), f"layer {layer}"
+    if last_deletion:
+        # The release also drops rows of the last layer's output, which nothing reads.
+        n_visual = len(alive[-1]) - start - golden.integer("n_text_after")
+        vectors = head_max_signals(attention, start, n_visual)
+        signals = layer_signals(
+            llama.n_layers - 1, llama.n_layers, torch.arange(n_visual), n_visual, **vectors
+        )
+        kept = start + method.checked_select(signals, n_visual - last_deletion).indices
+        rows = [torch.arange(start), kept, torch.arange(start + n_visual, len(x))]
+        x = x[torch.cat(rows)]
+    hidden = llama.norm(x, "norm")
+    torch.testing.assert_close(hidden, golden["expected_last_hidden_state"], rtol=0, atol=atol)
+    if "decode_embeds" not in golden:
+        return
+    lengths = [k.shape[1] for k, _ in caches]
+    assert lengths == golden["expected_kv_len_after_prefill"].tolist()
+    for step, token in enumerate(golden["decode_embeds"]):
+        x, position = token[None], torch.tensor([length + step])
+        assert int(position) == int(golden["expected_decode_positions"][step])
+        for layer in range(llama.n_layers):
+            x, _, caches[layer] = llama.layer(layer, x, position, caches[layer])
+        expected = golden["expected_decode_hidden"][step]
+        torch.testing.assert_close(llama.norm(x, "norm")[0], expected, rtol=0, atol=atol)
+
+
+class LlamaReplay:
+    """A calibration sample that the recipe search drives through a :class:`TinyLlama`."""
+
+    def __init__(self, llama: TinyLlama, x: Tensor, start: int, n_visual: int) -> None:
+        self.llama, self.x, self.start, self.n_visual = llama, x, start, n_visual
+        self.positions, self.layer = torch.arange(len(x)), 0
+
+    def attend(self) -> tuple[Tensor, Tensor]:
+        self.x, attention, _ = self.llama.layer(self.layer, self.x, self.positions)
+        self.layer += 1
+        vectors = head_max_signals(attention, self.start, self.n_visual)
+        text = len(self.x) - self.start - self.n_visual
+        return vectors["cross"] / text, vectors["self"]
+
+    def keep(self, indices: Tensor) -> None:
+        end = self.start + self.n_visual
+        rows = [torch.arange(self.start), self.start + indices, torch.arange(end, len(self.x))]
+        rows = torch.cat(rows)
+        self.x, self.positions, self.n_visual = self.x[rows], self.positions[rows], len(indices)
+
+
+def check_recipe_search(golden: Golden) -> None:
+    """Reference totals, then every trial of the bisection, and both ways to choose a recipe."""
+    llama, p = TinyLlama(golden), golden.params
+    start, n_visual = golden.integer("image_start"), golden.integer("n_visual")
+    n_samples = len(golden["expected_weightsum_cross"])
+
+    def fresh() -> list[LlamaReplay]:
+        inputs = [golden[f"inputs_embeds_{i}"] for i in range(n_samples)]
+        return [LlamaReplay(llama, x, start, n_visual) for x in inputs]
+
+    totals = [
+        [tuple(float(v.sum()) for v in replay.attend()) for _ in range(llama.n_layers)]
+        for replay in fresh()
+    ]
+    sums = torch.tensor(totals, dtype=torch.float64)
+    for part, name in enumerate(("cross", "self")):
+        expected = golden[f"expected_weightsum_{name}"]
+        torch.testing.assert_close(sums[..., part], expected, rtol=5e-5, atol=0)
+
+    width, mlp = p["hidden_size"], p["intermediate_size"]
+    costs = Costs(llama.n_layers, n_visual, width, mlp, budget="visual_macs")
+    assert llama.n_layers * costs.layer(0, n_visual) == p["baseline_macs"]
+    target = golden.number("target_reduction")
+    result = search_recipe(fresh, totals, target, costs, tolerance=p["bisection_tolerance"])
+    trials = [
+        {"alpha": t.alpha, "budget_reached": t.reached, "delete_per_layer": list(t.deletions)}
+        for t in result.trials
+    ]
+    assert trials == p["history"]
+    assert list(result.recipe) == p["last_feasible_scheme"]
+    last = search_recipe(fresh, totals, target, costs, return_last_trial=True)
+    assert list(last.recipe) == p["printed_scheme"]

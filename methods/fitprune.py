@@ -1,0 +1,204 @@
+"""FitPrune: a recipe says how many visual tokens each layer drops; attention says which."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from methods.base import (
+    LayerMethod,
+    LayerSignals,
+    MethodError,
+    SelectionShape,
+    choice,
+    in_range,
+    n_keep,
+)
+from methods.registry import register
+
+#: visual tokens of LLaVA-1.5, for which the published recipes count deletions
+PUBLISHED_TOKENS = 576
+
+
+@cache
+def published_recipes() -> dict[int, tuple[int, ...]]:
+    """Deletions per layer by percentage, as released for LLaVA-1.5-7B."""
+    recipes: dict[int, list[int]] = {}
+    text = files("methods").joinpath("data/fitprune_llava15_7b.csv").read_text()
+    for row in csv.DictReader(text.splitlines()):
+        recipes.setdefault(int(row["recipe_percent"]), []).append(int(row["n_delete"]))
+    return {percent: tuple(counts) for percent, counts in recipes.items()}
+
+
+def survival(deletions: Sequence[float], n_layers: int) -> list[float]:
+    """Fraction of tokens entering each of ``n_layers`` layers.
+
+    ``deletions`` are fractions per layer of a model of any depth; what is gone by a relative
+    depth is kept the same, linearly between layers.
+    """
+    gone = [0.0, *itertools.accumulate(deletions)]
+    depth = len(deletions)
+    left = []
+    for layer in range(n_layers):
+        place = layer * depth / n_layers
+        low = int(place)
+        gone_here = gone[low] + (place - low) * (gone[min(low + 1, depth)] - gone[low])
+        left.append(max(0.0, 1.0 - gone_here))
+    return left
+
+
+def fit_to_mean(curves: Sequence[Sequence[float]], ratio: float) -> list[float]:
+    """The survival curve between neighbours of ``curves`` whose mean removal is ``ratio``.
+
+    The curves are completed by their two limits: nothing deleted, and everything deleted by the
+    first layer.
+    """
+    n_layers = len(curves[0])
+    limits = [[1.0] * n_layers, [1.0] + [0.0] * (n_layers - 1)]
+    ordered = sorted([*map(list, curves), *limits], key=sum, reverse=True)
+    wanted = (1 - ratio) * n_layers
+    for high, low in itertools.pairwise(ordered):
+        if sum(high) >= wanted >= sum(low):
+            part = (sum(high) - wanted) / (sum(high) - sum(low)) if sum(high) > sum(low) else 0.0
+            return [a + part * (b - a) for a, b in zip(high, low, strict=True)]
+    raise MethodError(
+        f"fitprune: a mean removal of {ratio:g} is impossible; the first of {n_layers} layers sees "
+        f"all tokens, so at most {1 - 1 / n_layers:.3f}"
+    )
+
+
+@register("fitprune")
+@dataclass(frozen=True, kw_only=True)
+class FitPrune(LayerMethod):
+    """Drop in each layer the tokens with the least cross- times self-attention.
+
+    For a visual token j, ``cross_j`` sums the head-wise maximum of the attention it receives from
+    the text after the image, ``self_j`` that from the visual tokens alive; both after the softmax.
+    How many go in which layer is a recipe, searched on calibration samples so that attention
+    changes as evenly as a budget allows (see :mod:`methods.fitprune_search`). Source: "Fit and
+    Prune: Fast and Training-free Visual Token Pruning for MLLMs" (arXiv 2409.10197).
+
+    The release deletes inside a layer, after its attention and before its output projection. No
+    later layer can tell this from a drop at the input of the next layer, which is what
+    ``schedule`` states: tokens *entering* each layer. What a recipe deletes in the last layer has
+    no effect on the output and is left out. Other deviations: any number of layers, images and
+    tokens; the search returns the last recipe that meets its budget instead of the last one tried.
+
+    ``ratio_mode=mean`` removes ``ratio`` on average over layers: the recipe's curve of surviving
+    tokens is blended with its neighbour's until the mean is met (published recipes remove 0.874
+    instead of 0.9, for instance). ``ratio_mode=local`` uses the recipe as it is.
+
+    Attributes:
+        recipe: ``published`` = those released for LLaVA-1.5-7B, at 0, 10, ..., 90 and 55 percent;
+            ``calibrated`` = a stored result of the search, to be resolved before a run; or
+            deletions per layer: whole numbers of tokens, or fractions of the tokens.
+        recipe_scaling: ``counts`` = deletions are counted, the model must fit the recipe;
+            ``fraction`` = they are re-sampled to other numbers of tokens and layers; ``auto`` =
+            counts where they fit, fractions elsewhere.
+        fit_mode: calibration replays the model for each trial (``replay``), or drops entries of
+            statistics taken once (``offline``, cheaper, approximate).
+        budget: what calibration holds to the ratio: ``mean_tokens`` over layers,
+            ``visual_macs`` (the release: visual tokens only) or ``total_flops`` (with text).
+        return_last_trial: return the last recipe tried, as the release does, met budget or not.
+        n_calibration: samples for calibration.
+        redecide: choose again at every decoding step instead of once during prefill.
+    """
+
+    recipe: str | tuple[float, ...] = "published"
+    recipe_scaling: Literal["auto", "counts", "fraction"] = "auto"
+    fit_mode: Literal["replay", "offline"] = "replay"
+    budget: Literal["mean_tokens", "visual_macs", "total_flops"] = "mean_tokens"
+    return_last_trial: bool = False
+    n_calibration: int = 64
+    redecide: bool = False
+
+    title = "FitPrune"
+    paper = "arXiv:2409.10197"
+    needs: ClassVar[tuple[str, ...]] = ("head_max",)
+    query_aware = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.recipe, str):
+            choice(self, "recipe", ("published", "calibrated"))
+        else:
+            object.__setattr__(self, "recipe", tuple(self.recipe))
+            if not self.recipe or min(self.recipe) < 0:
+                raise MethodError("fitprune: recipe needs one deletion >= 0 per layer")
+        choice(self, "recipe_scaling", ("auto", "counts", "fraction"))
+        choice(self, "fit_mode", ("replay", "offline"))
+        choice(self, "budget", ("mean_tokens", "visual_macs", "total_flops"))
+        in_range(self, "n_calibration", 1, whole=True)
+
+    def max_mean_ratio(self, n_layers: int) -> float:
+        """Largest mean removal over ``n_layers`` layers: all gone after the first."""
+        return 1 - 1 / n_layers
+
+    def _recipes(self) -> list[tuple[float, ...]]:
+        """Deletions per layer: the one recipe to use, or in mean mode all published ones."""
+        if self.recipe == "calibrated":
+            raise MethodError(
+                "fitprune: recipe=calibrated is not resolved; run the calibration for this model "
+                "and ratio first, or give recipe=published or a list of deletions"
+            )
+        if self.recipe != "published":
+            return [self.recipe]  # type: ignore[list-item]
+        recipes = published_recipes()
+        if self.ratio_mode == "mean":
+            return list(recipes.values())
+        percent = round(100 * self.ratio, 6)
+        if percent not in recipes:
+            raise MethodError(
+                f"fitprune: no published recipe for ratio={self.ratio:g} with ratio_mode=local; "
+                f"there are {', '.join(f'{p / 100:g}' for p in sorted(recipes))}"
+            )
+        return [recipes[percent]]  # type: ignore[index]
+
+    def _as_counts(self, recipe: Sequence[float], n_layers: int, n_visual: int) -> bool:
+        """Whether the recipe's numbers are to be taken as they are."""
+        whole = all(float(n).is_integer() for n in recipe)
+        tokens = PUBLISHED_TOKENS if self.recipe == "published" else n_visual
+        fits = whole and len(recipe) == n_layers and tokens == n_visual and sum(recipe) < n_visual
+        if self.recipe_scaling == "counts" and not fits:
+            raise MethodError(
+                f"fitprune: a recipe of {len(recipe)} layers deleting {sum(recipe):g} tokens does "
+                f"not fit {n_layers} layers and {n_visual} tokens; use recipe_scaling=fraction"
+            )
+        return fits and self.recipe_scaling != "fraction"
+
+    def _fractions(self, recipe: Sequence[float], n_visual: int) -> list[float]:
+        if self.recipe == "published":
+            return [n / PUBLISHED_TOKENS for n in recipe]
+        if any(n >= 1 for n in recipe):
+            return [n / n_visual for n in recipe]
+        return list(recipe)
+
+    def schedule(self, n_layers: int, n_visual: int) -> tuple[int, ...]:
+        recipes = self._recipes()
+        if self.ratio_mode == "local" and self._as_counts(recipes[0], n_layers, n_visual):
+            deletions = [int(n) for n in recipes[0][:-1]]
+            return tuple(itertools.accumulate(deletions, int.__sub__, initial=n_visual))
+        for recipe in recipes:
+            self._as_counts(recipe, n_layers, n_visual)
+        curves = [survival(self._fractions(r, n_visual), n_layers) for r in recipes]
+        curve = curves[0] if self.ratio_mode == "local" else fit_to_mean(curves, self.ratio)
+        return tuple(n_keep(n_visual, 1 - left, self.rounding) for left in curve)
+
+    def score(self, signals: LayerSignals) -> Tensor:
+        return self._cast(signals.signal("cross")) * self._cast(signals.signal("self"))
+
+    def cost(self, shape: SelectionShape) -> int:
+        """All logits once more in layers that drop: a softmax needs each row's denominator.
+
+        An upper bound, since rows before the image are skipped.
+        """
+        drops = [a > b for a, b in zip(shape.visual, shape.visual[1:], strict=False)]
+        rows = (n for n, drop in zip(shape.sequence, drops, strict=False) if drop)
+        return sum(n * n for n in rows) * shape.attention_width

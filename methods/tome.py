@@ -1,0 +1,155 @@
+"""Token Merging: similar tokens are averaged instead of dropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from methods import ops
+from methods.base import (
+    MethodError,
+    Selection,
+    SelectionShape,
+    TokenMethod,
+    View,
+    choice,
+    in_range,
+)
+from methods.registry import register
+
+
+class Merged(NamedTuple):
+    """The list after merging: ``features [n, d]``, ``size [n]``, for every original token its
+    place in the list ``group [N]``, and for every place its original token ``representative [n]``.
+    """
+
+    features: Tensor
+    size: Tensor
+    group: Tensor
+    representative: Tensor
+
+
+def merge_rounds(n: int, n_out: int, per_round: int | None = None) -> list[int]:
+    """Tokens merged away in each round on the way from ``n`` to ``n_out``.
+
+    A round can remove half of the list at most, ``per_round`` lowers that.
+    """
+    rounds = []
+    while n > n_out:
+        rounds.append(min(n - n_out, n // 2, per_round or n))
+        n -= rounds[-1]
+    return rounds
+
+
+def merge_tokens(
+    x: Tensor, n_out: int, *, metric: Tensor | None = None, per_round: int | None = None
+) -> Merged:
+    """Bipartite soft matching of ``x [N, d]`` down to ``n_out`` tokens.
+
+    Each round splits the list into even and odd places; every even token finds its most similar
+    odd one (cosine of ``metric [N, c]``, by default of the tokens); the most similar pairs are
+    merged into the odd token, as means weighted by how many tokens each already stands for. The
+    new list holds the unmerged even tokens, most similar first, then the odd ones in order.
+    """
+    n, device = len(x), x.device
+    merged = Merged(x, x.new_ones(n), *(torch.arange(n, device=device) for _ in range(2)))
+    metric = x if metric is None else metric
+    for q in merge_rounds(n, n_out, per_round):
+        merged, metric = _merge_round(merged, metric, q)
+    return merged
+
+
+def _merge_round(state: Merged, metric: Tensor, q: int) -> tuple[Merged, Tensor]:
+    """One round: ``q`` even places are merged into their partners among the odd places."""
+    u = ops.unit(metric)
+    _, row, partner = ops.best_pairs(u[0::2] @ u[1::2].mT)
+    gone, kept, odd = 2 * row[:q], 2 * row[q:], torch.arange(1, len(u), 2, device=u.device)
+    order = torch.cat([kept, odd])
+
+    place = torch.empty_like(state.representative)
+    place[order] = torch.arange(len(order), device=place.device)
+    place[gone] = len(kept) + partner[:q]
+
+    # Sums run over sorted places, in a fixed order: a scatter-add on a GPU would not repeat.
+    by_place = torch.argsort(place, stable=True)
+    lengths = torch.bincount(place, minlength=len(order))
+
+    def sums(values: Tensor) -> Tensor:
+        return torch.segment_reduce(values[by_place], "sum", lengths=lengths, axis=0)
+
+    def mean(values: Tensor) -> Tensor:
+        return sums(values * state.size[:, None]) / size[:, None]
+
+    size = sums(state.size)
+    features = mean(state.features)
+    metric = features if metric is state.features else mean(metric)
+    return Merged(features, size, place[state.group], state.representative[order]), metric
+
+
+@register("tome")
+@dataclass(frozen=True, kw_only=True)
+class ToMe(TokenMethod):
+    """Merge the most similar tokens between projector and language model.
+
+    Bipartite soft matching of "Token Merging: Your ViT But Faster" (arXiv 2210.09461), as the
+    G-Prune paper uses it for a baseline, of which nothing but throughput is known. Deviations from
+    the original, which merges a few tokens in every encoder layer: it acts once, on the projected
+    tokens of each view, in as few rounds as halving allows, compares the tokens themselves instead
+    of attention keys, and does not weigh attention by size. A group sits where its odd-place
+    member was; row-end tokens are left out and kept.
+
+    Attributes:
+        metric: what is compared: the projected tokens (``tokens``), or the head-mean attention
+            keys of the encoder's last used layer (``clip_keys``, signal ``vision_keys [N, c]``;
+            the mean stands for a merged group, as no layer computes new keys).
+        per_round: most tokens merged per round; None = half of those left.
+        order: ``spatial`` = tokens in order of position; ``tome`` = in the order the matching
+            leaves them in (needs ``positions=compact``).
+        placement: ``projector``; the original ``vision_encoder`` is another experiment, which
+            would change the encoder's own layers, and is refused.
+    """
+
+    metric: Literal["tokens", "clip_keys"] = "tokens"
+    per_round: int | None = None
+    order: Literal["spatial", "tome"] = "spatial"
+    placement: Literal["projector", "vision_encoder"] = "projector"
+
+    title = "ToMe"
+    paper = "arXiv:2210.09461"
+    merges = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice(self, "metric", ("tokens", "clip_keys"))
+        choice(self, "order", ("spatial", "tome"))
+        choice(self, "placement", ("projector", "vision_encoder"))
+        if self.per_round is not None:
+            in_range(self, "per_round", 1, whole=True)
+        if self.placement == "vision_encoder":
+            raise MethodError("tome: merging inside the encoder is not built; placement=projector")
+        if self.order == "tome" and self.positions != "compact":
+            raise MethodError("tome: order=tome has no original positions; use positions=compact")
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("vision_keys",) if self.metric == "clip_keys" else ()
+
+    def select(self, view: View, k: int) -> Selection:
+        metric = view.signal("vision_keys") if self.metric == "clip_keys" else None
+        merged = merge_tokens(view.features, k, metric=metric, per_round=self.per_round)
+        indices = merged.representative
+        if self.order == "tome":
+            indices = torch.sort(indices).values  # the i-th slot takes the i-th token of the list
+        return Selection(indices, merged.features)
+
+    def cost(self, shape: SelectionShape) -> int:
+        """(n / 2)^2 d per round on n tokens."""
+        total = 0
+        for n, kept in zip(shape.views, shape.kept, strict=True):
+            for q in merge_rounds(n, kept, self.per_round):
+                total += (n // 2) * (n - n // 2) * shape.width
+                n -= q
+        return total

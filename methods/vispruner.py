@@ -1,0 +1,133 @@
+"""VisPruner: the tokens the encoder attends to, and diverse ones among the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from methods import ops
+from methods.base import SelectionShape, TokenMethod, View, choice, in_range
+from methods.registry import register
+
+
+def drop_duplicates(similarity: Tensor, keep: int, per_round: int = 8) -> Tensor:
+    """Places ``[B, keep]`` left after repeatedly removing what resembles others most.
+
+    The list starts in the order of ``similarity [B, n, n]``. Each round splits it into even and
+    odd places and removes, of the even ones, up to ``per_round`` with the largest similarity to
+    any odd one; the list goes on with the even ones by falling similarity, then the odd ones.
+    That order decides the next split and is the order of the result.
+    """
+    batch, n = similarity.shape[:2]
+    order = torch.arange(n, device=similarity.device).expand(batch, n)
+    crop = torch.arange(batch, device=similarity.device)[:, None, None]
+    while keep and order.shape[1] > keep:
+        even, odd = order[:, 0::2], order[:, 1::2]
+        _, row, _ = ops.best_pairs(similarity[crop, even[:, :, None], odd[:, None, :]])
+        quota = min(per_round, order.shape[1] - keep)
+        order = torch.cat([even.gather(1, row[:, quota:]), odd], dim=1)
+    return order[:, :keep]
+
+
+def important_and_diverse(
+    features: Tensor, attention: Tensor, keep: int, important_ratio: float, per_round: int = 8
+) -> tuple[Tensor, Tensor]:
+    """The two parts that stay of each crop.
+
+    Args:
+        features: ``[B, N, C]``; attention: ``[B, N]``, larger is more important.
+
+    Returns:
+        ``[B, int(keep * important_ratio)]`` most attended tokens, best first, and the diverse
+        remainder, in the order of :func:`drop_duplicates`.
+    """
+    ranked = torch.sort(attention, dim=-1, descending=True, stable=True).indices
+    n_important = int(keep * important_ratio)
+    important, rest = ranked[:, :n_important], ranked[:, n_important:]
+    crop = torch.arange(len(features), device=features.device)[:, None]
+    # One Gram matrix of the rest; every round only reads a block of it.
+    similarity = ops.cosine_graph(features[crop, rest])
+    return important, rest.gather(1, drop_duplicates(similarity, keep - n_important, per_round))
+
+
+@register("vispruner")
+@dataclass(frozen=True, kw_only=True)
+class VisPruner(TokenMethod):
+    """Keep the tokens with most CLS attention, and from the rest those that duplicate least.
+
+    Works on each encoder crop apart, on the layer the projector reads, before the projector.
+    Source: "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in
+    VLMs" (arXiv 2412.01818).
+
+    Deviations: selection in float32 whatever the model's dtype (half precision decides other
+    pairs in the first rounds and ends with a set that shares 56-92 % only); an odd number of
+    remaining tokens works as the rule says (the later release fails); only the CLS row of one
+    layer is computed; one Gram matrix serves all rounds.
+
+    Attributes:
+        important_ratio: share of the kept tokens that is chosen by attention.
+        prune_per_round: most tokens removed per round of the diverse part.
+        anyres: ``release`` adds no row-end tokens and keeps picks in the padding, in the order of
+            the padded mosaic; ``unpad`` means ``newline=keep`` and ``padding=drop``.
+        score_source: ``cls`` = attention of the CLS token; ``received`` = attention a token
+            receives on average (signal ``received_attention``), for encoders without CLS.
+    """
+
+    scope: Literal["per_view", "joint", "per_tile"] = "per_tile"
+    newline: Literal["keep", "drop", "candidate"] = "drop"
+    padding: Literal["drop", "keep"] = "keep"
+    positions: Literal["original", "compact"] = "compact"
+    important_ratio: float = 0.5
+    prune_per_round: int = 8
+    anyres: Literal["release", "unpad"] = "release"
+    score_source: Literal["cls", "received"] = "cls"
+
+    title = "VisPruner"
+    paper = "arXiv:2412.01818"
+    stage: ClassVar[Literal["none", "projector", "vision", "layer"]] = "vision"
+
+    def __post_init__(self) -> None:
+        if self.anyres == "unpad":
+            object.__setattr__(self, "newline", "keep")
+            object.__setattr__(self, "padding", "drop")
+        super().__post_init__()
+        in_range(self, "important_ratio", 0.0, 1.0)
+        in_range(self, "prune_per_round", 1, whole=True)
+        choice(self, "anyres", ("release", "unpad"))
+        choice(self, "score_source", ("cls", "received"))
+
+    @property
+    def attention_signal(self) -> str:
+        return "cls_attention" if self.score_source == "cls" else "received_attention"
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        tile = ("tile_features",) if self.scope == "per_tile" else ()
+        return ("vision_features", self.attention_signal, *tile)
+
+    def select(self, view: View, k: int) -> Tensor:
+        return self.select_all([view], [k])[0]
+
+    def select_all(self, views: list[View], counts: list[int]) -> list[Tensor]:
+        """Crops of one size together: rounds are many and tiny, a batch costs as much as one."""
+        if len({(len(view), k) for view, k in zip(views, counts, strict=True)}) > 1:
+            return [self.select(view, k) for view, k in zip(views, counts, strict=True)]
+        features = torch.stack([view.signal("vision_features") for view in views])
+        attention = torch.stack([view.signal(self.attention_signal) for view in views])
+        parts = important_and_diverse(
+            features,
+            attention.reshape(*features.shape[:2], -1).mean(dim=-1),
+            counts[0],
+            self.important_ratio,
+            self.prune_per_round,
+        )
+        return list(torch.cat(parts, dim=1))
+
+    def cost(self, shape: SelectionShape) -> int:
+        """Per crop: the CLS row over all keys, and the Gram matrix of what is not important."""
+        kept = self.count(shape.patches)
+        rest = shape.patches - int(kept * self.important_ratio)
+        return shape.tiles * ((shape.patches + 1) + rest * rest) * shape.vision_width
