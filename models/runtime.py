@@ -295,7 +295,7 @@ class _Runtime:
             cacheless=cache is None and not named.get("use_cache"),
             visual=self.family.visual_mask(ids),
             images=[],
-            sample_ids=before.sample_ids if repeats else self._names(ids),
+            sample_ids=before.sample_ids if repeats else self._names(ids, named.get("attention_mask")),
             repeats=repeats,
             records=before.records if repeats else [],
         )
@@ -311,11 +311,13 @@ class _Runtime:
             )
         return image
 
-    def _names(self, ids: Tensor) -> list[str]:
+    def _names(self, ids: Tensor, mask: Tensor | None) -> list[str]:
         given, self.run._sample_ids = self.run._sample_ids, None
         rows = ids.shape[0]
         if given is None:
-            return [hashlib.sha256(row.cpu().numpy().tobytes()).hexdigest()[:16] for row in ids]
+            # Without padding, so that a prompt has one name in every batch.
+            real = [row if mask is None else row[mask[i].bool()] for i, row in enumerate(ids)]
+            return [hashlib.sha256(r.cpu().numpy().tobytes()).hexdigest()[:16] for r in real]
         if rows % len(given):
             raise PruningUnsupported(f"{len(given)} sample ids for a batch of {rows} rows")
         beams = rows // len(given)

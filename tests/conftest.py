@@ -14,3 +14,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path(__file__).parent / "goldens",
         help="directory of golden vectors, one folder per method (default: tests/goldens)",
     )
+    parser.addoption(
+        "--method",
+        action="append",
+        default=[],
+        help="run the contract tests for this method only: a name or package.module:Class",
+    )

@@ -169,12 +169,13 @@ def n_tokens(made: nn.Module, family: str, image: Tensor, size: tuple[int, int])
 
 
 def generate(made: nn.Module, feed: dict[str, Tensor], steps: int = 9, **kw: object):
-    """Greedy generation with logits of every step."""
+    """Greedy generation with logits of every step; never emits an image placeholder."""
     with torch.no_grad():
         return made.generate(
             **feed,
             max_new_tokens=steps,
             do_sample=False,
+            suppress_tokens=[IMAGE_TOKEN],
             output_logits=True,
             return_dict_in_generate=True,
             **kw,

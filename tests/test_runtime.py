@@ -1,0 +1,275 @@
+"""Pruning inside the model, beyond what every method owes: calls, caches, inputs, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import methods
+from models import prune
+from models.errors import PruningUnsupported
+from models.families import family_of
+from models.oracle import masked
+from models.record import pack_bits, unpack_bits
+from tests import tiny
+
+OPTIONS = {"random": {"ratio": 0.5}, "fastv": {"ratio": 0.5, "K": 2}}
+every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
+both_stages = pytest.mark.parametrize("name", list(OPTIONS))
+
+
+def agree(model, feed, name, steps=9, **kw):
+    """Largest difference of logits between a pruned run and its masked re-run."""
+    with prune(model, name, **{**OPTIONS[name], **kw}) as run:
+        out = tiny.generate(model, dict(feed), steps=steps)
+        records = run.take()
+    with masked(model, records):
+        reference = tiny.generate(model, dict(feed), steps=steps)
+    assert torch.equal(out.sequences, reference.sequences)
+    pairs = zip(out.logits, reference.logits, strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs), records
+
+
+@every_family
+@both_stages
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_both_position_conventions_equal_the_masked_run(family, name, positions):
+    feed = tiny.inputs(family, [tiny.prompt(family, i) for i in (0, 1)])
+    error, _ = agree(tiny.model(family), feed, name, positions=positions)
+    assert error <= 1e-4
+
+
+@every_family
+@both_stages
+def test_two_images_in_one_row_and_none_in_another(family, name):
+    rows = [tiny.prompt(family, 0, images=2), tiny.prompt(family, 1, images=0)]
+    error, records = agree(tiny.model(family), tiny.inputs(family, rows), name)
+    assert error <= 1e-4
+    assert records[0].visual_tokens > 0 and records[0].mean_removal > 0.2
+    assert records[1].visual_tokens == 0 and records[1].mean_removal == 0
+
+
+@every_family
+@both_stages
+def test_a_text_only_batch_runs_unchanged_inside_the_context(family, name):
+    model = tiny.model(family)
+    feed = tiny.inputs(family, [tiny.prompt(family, 0, images=0)])
+    plain = tiny.generate(model, dict(feed), steps=3)
+    with prune(model, name, **OPTIONS[name]):
+        inside = tiny.generate(model, dict(feed), steps=3)
+    assert all(torch.equal(a, b) for a, b in zip(plain.logits, inside.logits, strict=True))
+
+
+@every_family
+@both_stages
+def test_a_direct_forward_with_right_padding_scores_the_last_real_token(family, name):
+    model = tiny.model(family)
+    prompts = [tiny.prompt(family, i) for i in (0, 1)]
+    padded = tiny.inputs(family, prompts, side="right")
+    with prune(model, name, **OPTIONS[name]) as run, torch.no_grad():
+        run.begin(["a", "b"])
+        model(**padded, use_cache=True)
+        padded_records = run.take()
+        run.begin(["a", "b"])
+        model(**tiny.inputs(family, prompts), use_cache=True)
+        left_records = run.take()
+    for right, left in zip(padded_records, left_records, strict=True):
+        assert right.prompt_length == left.prompt_length
+        assert [a.tolist() for _, a in right.stages] == [a.tolist() for _, a in left.stages]
+
+
+@both_stages
+def test_a_manual_decoding_loop_needs_no_position_ids(name):
+    model = tiny.model("llava")
+    feed = tiny.inputs("llava", [tiny.prompt("llava", 0)])
+    with prune(model, name, **OPTIONS[name]) as run, torch.no_grad():
+        run.begin(["x"])
+        wanted = tiny.generate(model, dict(feed), steps=5).sequences[0, -5:]
+        run.begin(["x"])
+        out = model(**feed, use_cache=True)
+        tokens = [out.logits[:, -1].argmax(-1)]
+        for _ in range(4):
+            out = model(
+                input_ids=tokens[-1][:, None], past_key_values=out.past_key_values, use_cache=True
+            )
+            tokens.append(out.logits[:, -1].argmax(-1))
+    assert torch.cat(tokens).tolist() == wanted.tolist()
+
+
+@both_stages
+def test_all_beams_of_a_sample_share_one_selection(name):
+    model = tiny.model("llava_next")
+    feed = tiny.inputs("llava_next", [tiny.prompt("llava_next", i) for i in (0, 1)])
+    with prune(model, name, **OPTIONS[name]) as run, torch.no_grad():
+        run.begin(["a", "b"])
+        model.generate(**feed, num_beams=3, max_new_tokens=4, do_sample=False)
+        beams = run.take()
+        run.begin(["a", "b"])
+        model.generate(**feed, max_new_tokens=1, do_sample=False)
+        greedy = run.take()
+    assert [r.sample_id for r in beams] == ["a", "b"]
+    for one, other in zip(beams, greedy, strict=True):
+        assert [a.tolist() for _, a in one.stages] == [a.tolist() for _, a in other.stages]
+
+
+def test_an_error_inside_the_context_leaves_the_model_restored():
+    model = tiny.model("llava")
+    feed = tiny.inputs("llava", [tiny.prompt("llava", 0)])
+    before = tiny.generate(model, dict(feed), steps=2)
+    with pytest.raises(ZeroDivisionError), prune(model, "fastv", ratio=0.5):
+        tiny.generate(model, dict(feed), steps=2)
+        raise ZeroDivisionError
+    after = tiny.generate(model, dict(feed), steps=2)
+    assert all(torch.equal(a, b) for a, b in zip(before.logits, after.logits, strict=True))
+
+
+def test_the_inner_of_two_nested_contexts_acts_alone_and_the_outer_resumes():
+    model = tiny.model("llava")
+    feed = tiny.inputs("llava", [tiny.prompt("llava", 0)])
+
+    def removal(run):
+        tiny.generate(model, dict(feed), steps=2)
+        return [r.mean_removal for r in run.take()]
+
+    with prune(model, "l2norm", ratio=0.5) as outer:
+        assert removal(outer) == [0.5]
+        with prune(model, "fastv", ratio=0.75, ratio_mode="local", K=4) as inner:
+            assert removal(inner) == [0.375]
+            assert outer.take() == []
+        assert removal(outer) == [0.5]
+
+
+def test_repeated_contexts_give_the_same_answer():
+    model = tiny.model("llava")
+    feed = tiny.inputs("llava", [tiny.prompt("llava", 0)])
+    outputs = []
+    for _ in range(3):
+        with prune(model, "random", ratio=0.5):
+            outputs.append(tiny.generate(model, dict(feed), steps=3).sequences)
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[1], outputs[2])
+
+
+def test_training_mode_is_refused():
+    model = tiny.model("llava")
+    feed = tiny.inputs("llava", [tiny.prompt("llava", 0)])
+    model.train()
+    try:
+        with pytest.raises(PruningUnsupported, match="eval"), prune(model, "random", ratio=0.5):
+            model(**feed)
+    finally:
+        model.eval()
+
+
+def test_a_static_cache_is_refused():
+    model = tiny.model("llava")
+    feed = tiny.inputs("llava", [tiny.prompt("llava", 0)])
+    with pytest.raises(PruningUnsupported, match="static"), prune(model, "random", ratio=0.5):
+        tiny.generate(model, dict(feed), cache_implementation="static")
+
+
+def test_chunked_prefill_is_refused():
+    model = tiny.model("llava")
+    feed = tiny.inputs("llava", [tiny.prompt("llava", 0)])
+    with (
+        pytest.raises(PruningUnsupported, match="chunked"),
+        prune(model, "random", ratio=0.5),
+        torch.no_grad(),
+    ):
+        first = model(input_ids=feed["input_ids"][:, :2], use_cache=True)
+        model(
+            input_ids=feed["input_ids"][:, 2:],
+            pixel_values=feed["pixel_values"],
+            past_key_values=first.past_key_values,
+        )
+
+
+def test_features_encoded_outside_the_context_are_refused():
+    model = tiny.model("llava")
+    feed = tiny.inputs("llava", [tiny.prompt("llava", 0)])
+    with torch.no_grad():
+        encoded = model.model.get_image_features(feed.pop("pixel_values"))
+    with pytest.raises(PruningUnsupported, match="outside"), prune(model, "random", ratio=0.5):
+        tiny.generate(model, {**feed, "mm_encoder_outputs": {"image": encoded}})
+
+
+def test_an_unsupported_architecture_names_the_supported_ones():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(**{**tiny.text_config(), "num_hidden_layers": 1}))
+    with pytest.raises(PruningUnsupported, match=r"llama.*supported: llava"):
+        family_of(model)
+
+
+def test_the_torch_free_list_of_architectures_is_that_of_the_adapters():
+    from models.families import supported_model_types
+    from models.supported import SUPPORTED_MODEL_TYPES
+
+    assert set(SUPPORTED_MODEL_TYPES) == set(supported_model_types())
+
+
+def test_positions_of_the_default_sample_names_do_not_depend_on_the_batch():
+    model = tiny.model("llava")
+    with prune(model, "random", ratio=0.5) as run:
+        tiny.generate(model, tiny.inputs("llava", [tiny.prompt("llava", 0)]), steps=1)
+        alone = run.take()[0]
+        tiny.generate(model, tiny.inputs("llava", [tiny.prompt("llava", i) for i in (0, 1)]))
+        together = run.take()[0]
+    assert alone.sample_id == together.sample_id
+    assert alone.stages[0][1].tolist() == together.stages[0][1].tolist()
+
+
+def test_masks_survive_the_way_through_json():
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 7, 8, 9, 602):
+        mask = torch.rand(n, generator=generator) > 0.5
+        assert torch.equal(unpack_bits(pack_bits(mask), n), mask)
+
+
+@every_family
+def test_the_layout_finds_every_token_where_the_library_put_it(family):
+    """Marks each encoder token with its own number and reads it back from the packed sequence."""
+    model = tiny.model(family)
+    one = tiny.prompt(family, 0)
+    feed = tiny.inputs(family, [one])
+    adapter, seen = family_of(model), {}
+    projector = adapter.projector()
+
+    def number(module, args, output):
+        tiles, patches, width = output.shape
+        marks = torch.arange(tiles * patches, dtype=output.dtype).reshape(tiles, patches, 1)
+        return marks.expand(tiles, patches, width)
+
+    hook = projector.register_forward_hook(number)
+    inner = model.model.get_image_features
+
+    def watch(*args, **kwargs):
+        out = inner(*args, **kwargs)
+        seen["features"] = list(out.pooler_output)
+        return out
+
+    try:
+        with torch.no_grad():
+            out = watch(**{k: v for k, v in feed.items() if k in ("pixel_values", "image_sizes")})
+    finally:
+        hook.remove()
+    from models.families.base import VisionCapture
+
+    image = adapter.images(feed, list(out.pooler_output), VisionCapture())[0]
+    layout, marks = image.layout, seen["features"][0][:, 0]
+    real = ~layout.newline
+    per_tile = layout.patch_grid[0] * layout.patch_grid[1]
+    assert torch.equal(marks[real].long(), (layout.tile * per_tile + layout.patch)[real])
+    for number_, (rows, cols) in enumerate(layout.grids):
+        mine = real & (layout.view == number_)
+        raster = layout.row[mine] * cols + layout.col[mine]
+        assert torch.equal(raster, torch.arange(rows * cols))
+
+
+def test_unknown_options_name_the_nearest_one():
+    with pytest.raises(methods.MethodError, match="did you mean 'positions'"):
+        methods.build("random", ratio=0.5, position="compact")
+    with pytest.raises(methods.MethodError, match="did you mean 'gprune'"):
+        methods.build("gprun")
+    for bad in (1.0, -0.1, 1.5, "abc", float("nan")):
+        with pytest.raises(methods.MethodError, match="ratio"):
+            methods.build("random", ratio=bad)
