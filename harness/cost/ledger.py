@@ -1,0 +1,141 @@
+"""Multiply-accumulates of one sample, stage by stage, from the tokens that were really there.
+
+Everything here counts one multiply-add as one (MAC); FLOPs are twice that. Attention products are
+counted over the full square, as ``torch.utils.flop_counter`` does; normalisations, activations,
+softmax and rotary embeddings are left out, as every counter in the field leaves them out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.cost.architecture import Architecture, TextSizes
+
+if TYPE_CHECKING:
+    from methods.base import PruningMethod
+    from models.record import SampleRecord
+
+
+@dataclass(frozen=True)
+class Cost:
+    """MACs by term. ``linear`` terms are matrix-times-weights, ``attention`` terms q k^T and a v."""
+
+    vision_linear: int = 0
+    vision_attention: int = 0
+    projector: int = 0
+    selection: int = 0
+    llm_linear: int = 0
+    llm_attention: int = 0
+    lm_head: int = 0
+
+    @property
+    def vision(self) -> int:
+        return self.vision_linear + self.vision_attention
+
+    @property
+    def llm(self) -> int:
+        return self.llm_linear + self.llm_attention
+
+    @property
+    def total(self) -> int:
+        return self.vision + self.projector + self.selection + self.llm + self.lm_head
+
+    def stages(self) -> dict[str, int]:
+        """vision, projector, selection, llm, lm_head and their total."""
+        names = ("vision", "projector", "selection", "llm", "lm_head", "total")
+        return {name: getattr(self, name) for name in names}
+
+    def __add__(self, other: Cost) -> Cost:
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return Cost(**{name: mine[name] + theirs[name] for name in mine})
+
+
+def layer_linear(text: TextSizes, tokens: int) -> int:
+    """Projections and MLP of one decoder layer on ``tokens`` tokens."""
+    attention = 2 * text.width * (text.query + text.key_value)
+    return tokens * (attention + text.mlp_matrices * text.width * text.mlp)
+
+
+def layer_attention(text: TextSizes, queries: int, keys: int) -> int:
+    """q k^T and a v of one decoder layer."""
+    return 2 * text.query * queries * keys
+
+
+def encoder(arch: Architecture, crops: int) -> Cost:
+    """Vision tower and projector for ``crops`` crops."""
+    v, n = arch.vision, arch.vision.tokens
+    linear = v.patches * v.patch_inputs * v.width
+    linear += v.layers * n * (4 * v.width**2 + 2 * v.width * v.mlp)
+    attention = v.layers * 2 * n * n * v.width
+    projector = v.patches * sum(a * b for a, b in arch.projector)
+    return Cost(
+        vision_linear=crops * linear,
+        vision_attention=crops * attention,
+        projector=crops * projector,
+    )
+
+
+def decoder(arch: Architecture, tokens_per_layer: list[int], head_positions: int = 1) -> Cost:
+    """Prefill of the language model, each layer on its own number of tokens.
+
+    ``head_positions`` is the number of positions the LM head computes: ``generate`` computes one.
+    """
+    text = arch.text
+    return Cost(
+        llm_linear=sum(layer_linear(text, n) for n in tokens_per_layer),
+        llm_attention=sum(layer_attention(text, n, n) for n in tokens_per_layer),
+        lm_head=head_positions * text.width * text.vocabulary,
+    )
+
+
+def decode_step(arch: Architecture, cached_per_layer: list[int]) -> Cost:
+    """One generated token, with ``cached_per_layer`` keys already in each layer's cache."""
+    text = arch.text
+    return Cost(
+        llm_linear=text.layers * layer_linear(text, 1),
+        llm_attention=sum(layer_attention(text, 1, n + 1) for n in cached_per_layer),
+        lm_head=text.width * text.vocabulary,
+    )
+
+
+def prefill(
+    arch: Architecture,
+    record: SampleRecord,
+    method: PruningMethod | None = None,
+    head_positions: int = 1,
+) -> Cost:
+    """Cost of one sample's prefill as recorded, its method's own work included when given."""
+    cost = encoder(arch, record.crops) + decoder(arch, record.tokens_per_layer, head_positions)
+    if method is None or method.ratio == 0:
+        return cost
+    return cost + Cost(selection=int(method.cost(selection_shape(arch, record, method))))
+
+
+def prefill_full(arch: Architecture, record: SampleRecord, head_positions: int = 1) -> Cost:
+    """Cost of the same sample without pruning."""
+    full = [record.prompt_length] * record.n_layers
+    return encoder(arch, record.crops) + decoder(arch, full, head_positions)
+
+
+def selection_shape(arch: Architecture, record: SampleRecord, method: PruningMethod):
+    """The sizes a method states its own cost from."""
+    from methods.base import SelectionShape
+
+    return SelectionShape(
+        views=record.views,
+        kept=tuple(method.count(n) for n in record.views),
+        width=arch.text.width,
+        vision_width=arch.vision.width,
+        tiles=record.crops,
+        patches=arch.vision.patches,
+        sequence=tuple(record.tokens_per_layer),
+        visual=tuple(record.visual_per_layer),
+        attention_width=arch.text.query,
+    )
+
+
+def kv_cache_bytes(arch: Architecture, record: SampleRecord, bytes_per_number: int = 2) -> int:
+    """Bytes of keys and values after prefill, every layer with its own length."""
+    return 2 * arch.text.key_value * bytes_per_number * sum(record.tokens_per_layer)

@@ -1,0 +1,209 @@
+"""The ledger against counters on real models, and conventions against published figures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.cost import architecture_of, convert
+from harness.cost.conventions import Tokens
+from harness.cost.ledger import decode_step, kv_cache_bytes, prefill, prefill_full
+from models import prune
+from tests import tiny
+
+
+def _sdpa_macs(q, k, v, *args, out_shape=None, **kw) -> int:
+    batch, heads, queries, width = q
+    return 2 * 2 * batch * heads * queries * k[2] * width
+
+
+# On CPU the fused kernel is an operator the counter does not know and would count as nothing.
+CPU_SDPA = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_macs}
+
+
+class _Stages:
+    """MACs per module of one forward."""
+
+    def __init__(self, model) -> None:
+        self.counter = FlopCounterMode(display=False, custom_mapping=CPU_SDPA)
+        self.model = model
+
+    def run(self, feed) -> dict[str, int]:
+        with torch.no_grad(), self.counter:
+            self.model(**feed, use_cache=True, logits_to_keep=1)
+        table = self.counter.get_flop_counts()
+        kind = type(self.model).__name__
+
+        def macs(name: str) -> int:
+            return sum(table[f"{kind}.{name}"].values()) // 2
+
+        return {
+            "vision": macs("model.vision_tower"),
+            "projector": macs("model.multi_modal_projector"),
+            "llm": macs("model.language_model"),
+            "lm_head": macs("lm_head"),
+        }
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["none", "random", "fastv"])
+def test_the_ledger_equals_the_flop_counter_stage_by_stage(family, kernel, name):
+    model = tiny.model(family, kernel)
+    feed = tiny.inputs(family, [tiny.prompt(family, 0)])
+    with prune(model, name, ratio=0.0 if name == "none" else 0.5) as run:
+        counted = _Stages(model).run(feed)
+        record = run.take()[0]
+        stages = prefill(architecture_of(model.config), record, run.method).stages()
+    for stage in ("vision", "projector", "lm_head"):
+        assert stages[stage] == counted[stage], stage
+    # The scored query row of FastV is selection work done inside the decoder.
+    assert stages["llm"] == pytest.approx(counted["llm"], rel=0.01)
+    if name != "fastv":
+        assert stages["llm"] == counted["llm"]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_unpruned_cost_of_a_pruned_sample_is_that_of_the_unpruned_run(family):
+    model = tiny.model(family)
+    feed = tiny.inputs(family, [tiny.prompt(family, 0)])
+    arch, costs = architecture_of(model.config), {}
+    for ratio in (0.0, 0.5):
+        with prune(model, "random", ratio=ratio) as run, torch.no_grad():
+            model(**feed)
+            costs[ratio] = run.take()[0]
+    full = prefill_full(arch, costs[0.5])
+    assert full == prefill(arch, costs[0.0])
+    assert prefill(arch, costs[0.5], None).total < full.total
+
+
+def test_fvcore_agrees_on_what_it_can_see_and_lists_what_it_cannot():
+    from fvcore.nn import FlopCountAnalysis
+
+    model = tiny.model("llava", "eager").model.language_model
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, embeds):
+            return self.inner(inputs_embeds=embeds, use_cache=False).last_hidden_state
+
+    n = 40
+    config = tiny.model("llava").config
+    embeds = torch.randn(1, n, config.text_config.hidden_size)
+    analysis = FlopCountAnalysis(Wrapper(), embeds).unsupported_ops_warnings(False)
+    analysis.uncalled_modules_warnings(False)
+    by_operator = analysis.by_operator()
+    arch = architecture_of(config)
+    from harness.cost.ledger import decoder
+
+    ours = decoder(arch, [n] * arch.text.layers)
+    assert by_operator["linear"] == ours.llm_linear
+    assert by_operator["matmul"] == ours.llm_attention
+    assert analysis.unsupported_ops(), "fvcore leaves operators out; they must stay listed"
+
+
+def _llava15_7b():
+    from transformers import LlavaConfig
+
+    return LlavaConfig(
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 336,
+            "patch_size": 14,
+        },
+        text_config={"model_type": "llama", "vocab_size": 32064},
+    )
+
+
+def _llava_next_8b():
+    from transformers import LlavaNextConfig
+
+    return LlavaNextConfig(
+        vision_config=_llava15_7b().vision_config,
+        text_config={
+            "model_type": "llama",
+            "vocab_size": 128320,
+            "intermediate_size": 14336,
+            "num_key_value_heads": 8,
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("convention", "published"), [("fastv", 2.99e12), ("sparsevlm", 3.82e12)]
+)
+def test_published_figures_of_llava15_7b_at_576_visual_tokens(convention, published):
+    arch = architecture_of(_llava15_7b())
+    tokens = Tokens(crops=1, text=0, visual=[576] * 32)
+    assert convert(convention, arch, tokens) == pytest.approx(published, rel=0.002)
+
+
+def test_the_true_flops_of_576_visual_tokens_are_twice_the_sparsevlm_figure():
+    arch = architecture_of(_llava15_7b())
+    tokens = Tokens(crops=0, text=0, visual=[576] * 32)
+    head = 2 * arch.text.width * arch.text.vocabulary
+    assert convert("flops", arch, tokens) - head == pytest.approx(7.63e12, rel=0.002)
+
+
+def test_reference_macs_of_the_true_language_models():
+    arch = architecture_of(_llava_next_8b())
+    from harness.cost.ledger import decoder
+
+    cost = decoder(arch, [2988] * 32, head_positions=2988)
+    assert cost.llm_linear == pytest.approx(20.854e12, rel=1e-4)
+    assert cost.llm_attention == pytest.approx(2.340e12, rel=1e-3)
+    assert cost.lm_head == pytest.approx(1.570e12, rel=1e-3)
+    small = decoder(architecture_of(_llava15_7b()), [636] * 32, head_positions=636)
+    assert small.llm + small.lm_head == pytest.approx(4.308e12, rel=1e-3)
+
+
+def test_the_papers_flops_column_follows_from_linear_layer_macs():
+    """4:3 and 3:2 images in equal parts, 71 text tokens: the POPE curve of the paper."""
+    arch = architecture_of(_llava_next_8b())
+
+    def tera(ratio: float) -> float:
+        total = 0
+        for rows, cols in ((36, 48), (32, 48)):
+            visual = sum(int((1 - ratio) * n + 1e-9) for n in (576, rows * cols)) + rows
+            tokens = Tokens(crops=5, text=71, visual=[visual] * arch.text.layers)
+            total += convert("paper_gprune", arch, tokens)
+        return total / 2e12
+
+    assert tera(0.0) == pytest.approx(18.3, rel=0.01)
+    assert tera(0.7) == pytest.approx(6.69, rel=0.01)
+    assert tera(0.9) == pytest.approx(3.37, rel=0.01)
+
+
+def test_a_decode_step_counts_the_new_token_and_every_cached_key():
+    model = tiny.model("llava", "eager")
+    arch = architecture_of(model.config)
+    ids = torch.tensor([[1, 5, 6, 7]])
+    with torch.no_grad():
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+        counter = FlopCounterMode(display=False)
+        with counter:
+            model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+    assert decode_step(arch, [4] * arch.text.layers).total == counter.get_total_flops() // 2
+
+
+def test_kv_cache_bytes_equal_the_real_cache():
+    model = tiny.model("llava")
+    feed = tiny.inputs("llava", [tiny.prompt("llava", 0)])
+    with prune(model, "fastv", ratio=0.5) as run, torch.no_grad():
+        cache = model(**feed, use_cache=True).past_key_values
+        record = run.take()[0]
+    real = sum(t.numel() * 4 for layer in cache.layers for t in (layer.keys, layer.values))
+    assert kv_cache_bytes(architecture_of(model.config), record, 4) == real
+
+
+def test_an_unknown_convention_names_the_known_ones():
+    with pytest.raises(ValueError, match="paper_gprune"):
+        convert("gflops", architecture_of(_llava15_7b()), Tokens(1, 0, [1] * 32))
