@@ -1,0 +1,1 @@
+"""The experiment side: cells, store, engines, data, tables. Importing it imports no torch."""

@@ -1,0 +1,143 @@
+"""The model as answerer: prompts to tokens, generate under pruning, tokens to text, with clocks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from harness import cost
+from harness.engines.base import Answer, Question
+from harness.errors import HarnessError
+from models.load import VLM
+
+
+class ModelAnswerer:
+    """Answers questions with a VLM inside an open ``prune`` context.
+
+    Args:
+        vlm: the loaded model.
+        run: what ``models.prune`` yields; names the samples and hands out what was kept.
+        max_new_tokens: limit for tasks that set none themselves.
+    """
+
+    def __init__(self, vlm: VLM, run: Any, max_new_tokens: int) -> None:
+        self.vlm, self.run, self.max_new_tokens = vlm, run, max_new_tokens
+        if not getattr(vlm.processor, "chat_template", None):
+            raise HarnessError(f"{vlm.name}: the processor has no chat template to prompt with")
+
+    def answer(self, batch: Sequence[Question]) -> list[Answer]:
+        """One answer per question; rows without an image go in a batch of their own."""
+        images = [list(question.images()) for question in batch]
+        answers: list[Answer | None] = [None] * len(batch)
+        for with_images in (True, False):
+            rows = [i for i, found in enumerate(images) if bool(found) == with_images]
+            if rows:
+                made = self._generate([batch[i] for i in rows], [images[i] for i in rows])
+                for row, answer in zip(rows, made, strict=True):
+                    answers[row] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _generate(self, batch: Sequence[Question], images: list[list[Any]]) -> list[Answer]:
+        inputs = self._inputs(batch, images)
+        self.run.take()  # a batch that failed may have left records behind
+        self.run.begin([question.sample_id for question in batch])
+        clock = FirstToken(self.vlm.device)
+        with torch.inference_mode():
+            output = self.vlm.model.generate(
+                **inputs,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                use_cache=True,
+                max_new_tokens=batch[0].max_new_tokens or self.max_new_tokens,
+                pad_token_id=self.vlm.processor.tokenizer.pad_token_id,
+                logits_processor=[clock],
+            )
+        seconds = clock.stop()
+        records = self.run.take()
+        if len(records) != len(batch):
+            raise HarnessError(f"{len(batch)} prompts left {len(records)} pruning records")
+        new = output[:, inputs["input_ids"].shape[1] :]
+        texts = self.vlm.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        clocks = {
+            "generate_s": round(seconds / len(batch), 6),
+            "prefill_s": round(clock.first / len(batch), 6),
+            "generate_rows": len(batch),
+        }
+        return [
+            Answer(text, generated_tokens=n, prompt_tokens=record.prompt_length,
+                   extra={**self._counts(record), **clocks})
+            for text, n, record in zip(texts, self._lengths(new), records, strict=True)
+        ]  # fmt: skip
+
+    def _inputs(self, batch: Sequence[Question], images: list[list[Any]]) -> Any:
+        processor = self.vlm.processor
+        chats = [_messages(q.prompt, len(i)) for q, i in zip(batch, images, strict=True)]
+        texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in chats]
+        flat = [image for found in images for image in found]
+        bos = processor.tokenizer.bos_token
+        inputs = processor(
+            text=texts,
+            images=flat or None,
+            padding=True,
+            return_tensors="pt",
+            # Some templates write the begin token themselves; it must not stand there twice.
+            add_special_tokens=not (bos and texts[0].startswith(bos)),
+        )
+        return inputs.to(self.vlm.device, getattr(torch, self.vlm.dtype))
+
+    def _counts(self, record: Any) -> dict[str, Any]:
+        config = self.vlm.model.config
+        kept = record.visual_per_layer
+        pruned, full = cost.prefill(config, record), cost.prefill_full(config, record)
+        return {
+            "visual_tokens": record.visual_tokens,
+            "visual_kept": sum(kept) / len(kept),
+            "mean_removal": record.mean_removal,
+            "selection_s": round(record.selection_seconds, 6),
+            "macs": pruned,
+            "macs_full": full["total"],
+            "pruning": record.to_json(),
+        }
+
+    def _lengths(self, new: torch.Tensor) -> list[int]:
+        """Generated tokens of each row up to and including the end token."""
+        ends = self.vlm.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        lengths = []
+        for row in new.tolist():
+            stop = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
+            lengths.append(stop + 1)
+        return lengths
+
+
+class FirstToken:
+    """A logits processor that changes nothing and notes when the first token's logits exist."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        self.first = float("nan")
+        self._start = self._now()
+
+    def _now(self) -> float:
+        if self._cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self.first != self.first:
+            self.first = self._now() - self._start
+        return scores
+
+    def stop(self) -> float:
+        return self._now() - self._start
+
+
+def _messages(prompt: str, images: int) -> list[dict[str, Any]]:
+    content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
+    return [{"role": "user", "content": content}]

@@ -1,0 +1,138 @@
+"""A cell: everything that determines the answers of one run, and the key made from it.
+
+The key changes when, and only when, something that can change an answer changes. Where files lie,
+how a table calls things, how the progress is shown: none of that is part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+FORMAT = 1  # raise when the meaning of the identity changes
+_ANSWERING_PACKAGES = ("torch", "transformers", "tokenizers", "pillow")
+_ENGINE_PACKAGES = {"lmms_eval": "lmms_eval"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: ``identity`` determines the answers, ``labels`` name things for people.
+
+    Attributes:
+        identity: nested, JSON-able; hashed into :attr:`key`.
+        labels: model, method, ratio, bench and data as shown in tables and directory names.
+    """
+
+    identity: dict[str, Any]
+    labels: dict[str, Any] = field(compare=False)
+
+    @property
+    def canonical(self) -> str:
+        """The identity as JSON with sorted keys and no spaces."""
+        return canonical_json(self.identity)
+
+    @property
+    def key(self) -> str:
+        """sha256 of the canonical identity."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    @property
+    def key8(self) -> str:
+        """First eight digits of the key, used in the directory name."""
+        return self.key[:8]
+
+    @property
+    def directory(self) -> str:
+        """Path below ``results/runs``: ``<bench>/<model>/<method>-<ratio>-<key8>``."""
+        names = self.labels
+        return f"{names['bench']}/{names['model']}/{names['method']}-{names['ratio']}-{self.key8}"
+
+
+def canonical_json(value: Any) -> str:
+    """JSON that is equal for equal values: sorted keys, no spaces, 1 and 1.0 alike."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def versions(engine: str) -> dict[str, str]:
+    """Versions of the packages that can change an answer or its score."""
+    from importlib.metadata import version
+
+    names = (*_ANSWERING_PACKAGES, _ENGINE_PACKAGES[engine])
+    return {name: version(name).partition("+")[0] for name in names}
+
+
+def make(
+    config: dict[str, Any],
+    *,
+    checkpoint: str,
+    model_type: str,
+    runtime: dict[str, str],
+    data: dict[str, Any],
+) -> Cell:
+    """The cell of a resolved config.
+
+    Args:
+        config: composed config as plain containers, ratio already resolved to a number.
+        checkpoint: fingerprint of the checkpoint files.
+        model_type: its architecture.
+        runtime: device, dtype and attention kernel that will be used.
+        data: identity of the data source.
+    """
+    bench, engine = config["bench"], config["engine"]["name"]
+    identity = {
+        "format": FORMAT,
+        "model": {
+            "checkpoint": checkpoint,
+            "model_type": model_type,
+            "device": runtime["device"].partition(":")[0],
+            "dtype": runtime["dtype"],
+            "attention": runtime["attention"],
+        },
+        "method": _method(config),
+        "bench": {
+            "name": bench["name"],
+            "task": bench["engines"][engine]["task"],
+            "limit": bench.get("limit"),
+            "indices": bench.get("indices"),
+        },
+        "engine": engine,
+        "data": data,
+        "decoding": dict(config["decoding"]),
+        "batch_size": config["batch_size"],
+        "versions": versions(engine),
+    }
+    labels = {
+        "model": config["model"]["name"],
+        "method": config["method"]["name"],
+        "ratio": f"{config['ratio']:g}",
+        "bench": bench["name"],
+        "data": data["source"],
+        "engine": engine,
+    }
+    return Cell(identity, labels)
+
+
+def _method(config: dict[str, Any]) -> dict[str, Any]:
+    name = config["method"].get("_target_") or config["method"]["name"]
+    if config["ratio"] == 0:
+        # Nothing is removed, so no option of the method can matter: one baseline for all.
+        return {"name": "none"} if name == "none" else {"name": name, "ratio": 0}
+    return {"name": name, **method_options(config)}
+
+
+def method_options(config: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for ``methods.build``: the group's entries plus ratio and seed."""
+    own = {k: v for k, v in config["method"].items() if k not in ("name", "_target_")}
+    return {**own, "ratio": config["ratio"], "seed": config["seed"]}

@@ -1,0 +1,163 @@
+"""The command line: Hydra composes, we check and run; every user error is one line on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from harness import explain, known, settings
+from harness.errors import ConfigError, HarnessError, one_line
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+_failed: list[Exception] = []  # of a single run, on its way past Hydra
+OmegaConf.register_new_resolver("repo", lambda path: str(ROOT / path), replace=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``python run.py <argv>``; the return value is the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = any(a.lower() in ("debug=true", "debug=1") for a in arguments)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hand us the exception instead of printing it
+    _failed.clear()
+    try:
+        _hydra_main(arguments)
+        if _failed:
+            raise _failed.pop()
+        return _Sweep.report()
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues at the next sample", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        text, status = _describe(error, arguments)
+        print(f"error: {text}", file=sys.stderr)
+        return status
+
+
+def _describe(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
+    if isinstance(error, HarnessError):
+        return one_line(error), error.exit_code
+    text = explain.explain(error, arguments, CONF)
+    if text is not None:
+        return text, ConfigError.exit_code
+    return f"{one_line(error)} (debug=true shows where)", HarnessError.exit_code
+
+
+def _hydra_main(arguments: Sequence[str]) -> None:
+    before, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    try:
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
+    finally:
+        sys.argv = before
+
+
+def _job(cfg: DictConfig) -> None:
+    """One Hydra job. In a sweep a failure is noted and the other jobs go on."""
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        try:
+            _show([_run(cfg, sweep=False)])
+        except Exception as error:  # Hydra would print a line of its own; main() explains it
+            _failed.append(error)
+        return
+    sweep = _Sweep(Path(HydraConfig.get().sweep.dir))
+    overrides = " ".join(HydraConfig.get().overrides.task)
+    number = HydraConfig.get().job.num
+    print(f"[{number}] {overrides}", flush=True)
+    try:
+        sweep.note(number, overrides, result=_run(cfg, sweep=True))
+    except Exception as error:
+        if cfg.get("debug"):
+            traceback.print_exc()
+        reason, _ = _describe(error, sys.argv[1:])
+        print(f"[{number}] error: {reason}", file=sys.stderr, flush=True)
+        sweep.note(number, overrides, error=reason)
+
+
+def _run(cfg: DictConfig, *, sweep: bool) -> dict[str, Any]:
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    _check_keys(config)
+    prepared = settings.prepare(config, sweep=sweep)
+    from harness.running import run_cell
+
+    return run_cell(prepared)
+
+
+def _check_keys(config: dict[str, Any]) -> None:
+    """Refuse keys that nothing reads, e.g. a typo in an experiment file or behind a ``+``."""
+    choices = dict(HydraConfig.get().runtime.choices)
+    valid = known.keys(CONF, choices)
+    free = [group for group in known.groups(CONF) if _is_free(group, choices.get(group), config)]
+    for key in settings.unknown_keys(config, valid):
+        if key.partition(".")[0] not in free:
+            raise ConfigError(explain.unknown_option(key, valid, choices))
+
+
+def _is_free(group: str, choice: str | None, config: dict[str, Any]) -> bool:
+    """True if the keys of a group are not ours to know: own method classes, outside files."""
+    if group == "method" and config["method"].get("_target_"):
+        return True
+    return choice is not None and known.entries(CONF, group, choice) is None
+
+
+def _show(results: Sequence[dict[str, Any]]) -> None:
+    from harness.tables import frame
+
+    cells = frame.frame(frame.row(result) for result in results)
+    print("\n" + frame.text(cells))
+    for line in frame.notes(cells):
+        print(line)
+    if len(results) == 1:
+        print(f"results: {_shown_path(results[0]['directory'])}")
+    print("all cells so far: python scripts/tables.py", flush=True)
+
+
+def _shown_path(path: str) -> str:
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+class _Sweep:
+    """Outcomes of a multirun, in a file, because jobs may run in other processes."""
+
+    current: Path | None = None
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / "outcomes.jsonl"
+        _Sweep.current = self.file
+
+    def note(self, number: int, overrides: str, **outcome: Any) -> None:
+        line = json.dumps({"job": number, "overrides": overrides, **outcome}) + "\n"
+        descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.write(descriptor, line.encode())
+        os.close(descriptor)
+
+    @classmethod
+    def report(cls) -> int:
+        """Show what a multirun did; 0 if every job went well. Nothing after a single run."""
+        if cls.current is None or not cls.current.exists():
+            return 0
+        outcomes = [json.loads(line) for line in cls.current.read_text().splitlines()]
+        cls.current = None
+        unique = {o["result"]["key"]: o["result"] for o in outcomes if "result" in o}
+        if unique:
+            _show(list(unique.values()))
+        failed = [o for o in outcomes if "error" in o]
+        for outcome in failed:
+            print(f"failed: [{outcome['job']}] {outcome['overrides']}: {outcome['error']}",
+                  file=sys.stderr)  # fmt: skip
+        return 1 if failed else 0

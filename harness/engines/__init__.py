@@ -1,0 +1,16 @@
+"""Evaluation engines: who builds the prompts and scores the answers."""
+
+from __future__ import annotations
+
+from harness.engines.base import Engine
+
+
+def get(name: str) -> Engine:
+    """The engine called ``name`` in conf/engine; heavy packages load only here."""
+    if name == "lmms_eval":
+        from harness.engines.lmms_eval import LmmsEval
+
+        return LmmsEval()
+    from harness.errors import ConfigError, unknown
+
+    raise ConfigError(unknown("engine", name, ("lmms_eval",)))

@@ -1,0 +1,39 @@
+"""Errors meant for the user: one clear line, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HarnessError(Exception):
+    """Something went wrong that the user can understand from one line."""
+
+    exit_code = 1
+
+
+class ConfigError(HarnessError):
+    """The request itself is wrong; nothing was computed."""
+
+    exit_code = 2
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'gprune'?"`` for the nearest known name, or an empty string."""
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """One line saying that ``name`` does not exist, what is near, and what there is."""
+    names = list(known)
+    return f"unknown {kind} '{name}'{did_you_mean(name, names)} (available: {', '.join(names)})"
+
+
+def one_line(error: BaseException, limit: int = 400) -> str:
+    """The first meaningful line of an error, never longer than ``limit``."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, HarnessError):
+        return text or type(error).__name__
+    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

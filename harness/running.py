@@ -1,0 +1,150 @@
+"""Run one cell: skip it if it is finished, continue it if it was killed, store what came out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from harness import meter, provenance
+from harness.cell import method_options
+from harness.display import Progress, say
+from harness.errors import ConfigError, HarnessError
+from harness.settings import Prepared
+from harness.store import Journal, Store
+
+
+def run_cell(prepared: Prepared) -> dict[str, Any]:
+    """The stored result of the cell, computed now unless it is there already.
+
+    Raises:
+        ConfigError: the method refuses its options.
+        HarnessError: the cell could not be finished; what was answered stays in the journal.
+    """
+    for note in prepared.notes:
+        say(note)
+    store = Store(prepared.results, prepared.cell)
+    stored = store.result()
+    if stored is not None and not prepared.config["force"]:
+        _say_finished(stored, store)
+        return stored
+    method = build_method(prepared.config)
+    store.open(prepared.config, fresh=bool(prepared.config["force"]))
+    return _compute(prepared, store, method)
+
+
+def build_method(config: dict[str, Any]) -> Any:
+    """The method object of a config, by name or by ``_target_``."""
+    import methods
+
+    target = config["method"].get("_target_")
+    try:
+        if not target:
+            return methods.build(config["method"]["name"], **method_options(config))
+        return methods.build(_locate(target), **method_options(config))
+    except methods.MethodError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _locate(target: str) -> Any:
+    from hydra.utils import get_class
+
+    import methods
+
+    try:
+        found = get_class(target)
+    except (ImportError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"method._target_: cannot import {target}: {reason}") from error
+    except Exception as error:  # hydra wraps whatever the user's module raises while importing
+        raise ConfigError(f"method._target_: cannot import {target}: {error}") from error
+    if not issubclass(found, methods.PruningMethod):
+        raise ConfigError(f"method._target_: {target} is not a methods.PruningMethod")
+    return found
+
+
+def _say_finished(stored: dict[str, Any], store: Store) -> None:
+    failed = f", {stored['n_failed']} samples failed" if stored["n_failed"] else ""
+    say(f"finished on {stored['finished'][:16]}{failed}; force=true runs it again")
+    if stored["provenance"]["code"] != provenance.code_hash():
+        say("note: methods/ or models/ changed since this result was computed")
+
+
+def _compute(prepared: Prepared, store: Store, method: Any) -> dict[str, Any]:
+    from harness import quiet
+
+    started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
+    earlier = [entry for entry in store.samples() if not entry["error"]]
+    if earlier:
+        say(f"continuing after {len(earlier)} answered samples of an interrupted run")
+    title = f"{prepared.cell.labels['method']} {prepared.cell.labels['ratio']}"
+    with Progress(prepared.config["progress"], title) as progress:
+        with quiet.libraries_to(store.log_file):
+            outcome = _answer(prepared, store, method, progress, earlier)
+    if not earlier:
+        meter.check_removal(outcome.samples, prepared.config["ratio"], method.ratio_mode)
+    result = _result(prepared, outcome)
+    result |= {
+        "resumed_after": len(earlier),
+        "started": started,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "wall_s": round(time.perf_counter() - clock, 3),
+        "command": " ".join(sys.argv[1:]),
+        "directory": str(store.folder),
+    }
+    store.finish(outcome.samples, result)
+    return result
+
+
+def _answer(
+    prepared: Prepared, store: Store, method: Any, progress: Progress, earlier: list[dict[str, Any]]
+) -> Any:
+    from harness import engines
+    from harness.answerer import ModelAnswerer
+    from harness.engines.base import Job
+    from models import prune
+    from models.errors import ModelLoadError
+    from models.load import load
+
+    config = prepared.config
+    where = {"path": prepared.checkpoint.path, "name": config["model"]["name"], **prepared.runtime}
+    try:
+        vlm = load(where)
+    except ModelLoadError as error:
+        raise HarnessError(str(error)) from error
+    engine = engines.get(config["engine"]["name"])
+    with Journal(store.journal_file) as journal, prune(vlm.model, method) as run:
+        job = Job(
+            bench=config["bench"],
+            engine=config["bench"]["engines"][config["engine"]["name"]],
+            data=prepared.data,
+            batch_size=config["batch_size"],
+            journal=journal,
+            answered={entry["doc_id"]: entry for entry in earlier},
+            scratch=store.folder / "engine",
+            on_progress=progress.update,
+        )
+        answerer = ModelAnswerer(vlm, run, config["decoding"]["max_new_tokens"])
+        return engine.run(job, answerer)
+
+
+def _result(prepared: Prepared, outcome: Any) -> dict[str, Any]:
+    bench, cell = prepared.config["bench"], prepared.cell
+    failed = [s for s in outcome.samples if s["error"]]
+    return {
+        "key": cell.key,
+        **cell.labels,
+        "ratio": prepared.config["ratio"],
+        "score": outcome.metrics[bench["metric"]] * bench["scale"],
+        "metric": bench["metric"],
+        "unit": bench["unit"],
+        "higher_is_better": bench["higher_is_better"],
+        "metrics": outcome.metrics,
+        "n_samples": len(outcome.samples),
+        "n_failed": len(failed),
+        "failures": [{"doc_id": s["doc_id"], "error": s["error"]} for s in failed[:20]],
+        "counters": meter.summary(outcome.samples),
+        "peak_memory": meter.peak_memory(prepared.runtime["device"]),
+        "identity": cell.identity,
+        "provenance": provenance.collect(prepared.runtime["device"]),
+    }

@@ -1,0 +1,137 @@
+"""Check a composed config and turn it into what a run needs; no torch, no network unless asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import cell as cells
+from harness import checkpoint, device
+from harness.data import source
+from harness.errors import ConfigError, unknown
+
+TASKS = ("cell", "calibrate", "profile", "time")
+BUILT_TASKS = ("cell",)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked request: the cell, and where to find what it names."""
+
+    cell: cells.Cell
+    config: dict[str, Any]
+    checkpoint: checkpoint.Checkpoint
+    runtime: dict[str, str]
+    data: source.DataSource
+    notes: tuple[str, ...] = ()
+
+    @property
+    def results(self) -> Path:
+        return Path(self.config["paths"]["results"])
+
+
+def prepare(config: dict[str, Any], *, sweep: bool = False) -> Prepared:
+    """Everything that can be known about a run before torch is imported.
+
+    Args:
+        config: the composed config as plain containers.
+        sweep: part of a multirun, in which ``method=none`` meets ratios meant for the others.
+
+    Raises:
+        ConfigError: one line saying what is wrong with the request.
+    """
+    notes: list[str] = []
+    _check_task(config["task"])
+    config = {**config, "ratio": _ratio(config, sweep, notes)}
+    _check_numbers(config)
+    _check_engine(config)
+    source.check(config["data"])
+    found = checkpoint.find(config["model"])
+    runtime = device.resolve(config["model"], found.config)
+    engine = config["bench"]["engines"][config["engine"]["name"]]
+    cache = Path(config["paths"]["results"]) / ".cache"
+    data = source.prepare(config["data"], config["bench"]["name"], engine, cache.resolve())
+    cell = cells.make(
+        config,
+        checkpoint=found.fingerprint(),
+        model_type=found.model_type,
+        runtime=runtime,
+        data=data.identity,
+    )
+    return Prepared(cell, config, found, runtime, data, tuple(notes))
+
+
+def _check_task(task: str) -> None:
+    if task not in TASKS:
+        raise ConfigError(unknown("task", task, TASKS))
+    if task not in BUILT_TASKS:
+        raise ConfigError(f"task={task} is not available yet (available: {', '.join(BUILT_TASKS)})")
+
+
+def _ratio(config: dict[str, Any], sweep: bool, notes: list[str]) -> float:
+    ratio, method = config["ratio"], config["method"]["name"]
+    if ratio is None:
+        if method != "none":
+            raise ConfigError(f"method={method} needs a ratio in [0, 1), e.g. ratio=0.9")
+        return 0.0
+    number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
+    if not number or not math.isfinite(ratio) or not 0 <= ratio < 1:
+        raise ConfigError(f"ratio must be a number in [0, 1): got {ratio!r}")
+    if method == "none" and ratio != 0:
+        if not sweep:
+            raise ConfigError(f"method=none removes nothing, so ratio={ratio} cannot be met; "
+                              "leave ratio out, or choose a method")  # fmt: skip
+        notes.append(f"method=none has no ratio: ratio={ratio} is left out, this is the baseline")
+        return 0.0
+    return float(ratio)
+
+
+def _check_numbers(config: dict[str, Any]) -> None:
+    bench = config["bench"]
+    _whole("batch_size", config["batch_size"], 1)
+    _whole("decoding.max_new_tokens", config["decoding"]["max_new_tokens"], 1)
+    _whole("seed", config["seed"], 0)
+    limit, indices = bench.get("limit"), bench.get("indices")
+    if limit is not None:
+        _whole("bench.limit", limit, 1)
+    if indices is None:
+        return
+    if limit is not None:
+        raise ConfigError("give bench.limit or bench.indices, not both")
+    if not isinstance(indices, list) or not indices:
+        raise ConfigError("bench.indices must be a list of row numbers, e.g. 'bench.indices=[0,5]'")
+    for index in indices:
+        _whole("bench.indices", index, 0)
+    if len(set(indices)) != len(indices):
+        raise ConfigError("bench.indices names a row twice")
+
+
+def _whole(name: str, value: Any, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(f"{name} must be a whole number >= {low}: got {value!r}")
+
+
+def _check_engine(config: dict[str, Any]) -> None:
+    name, bench = config["engine"]["name"], config["bench"]
+    if name not in bench["engines"]:
+        known = ", ".join(bench["engines"])
+        raise ConfigError(f"bench={bench['name']} has no engine={name} (it has: {known})")
+
+
+def unknown_keys(config: dict[str, Any], known: Iterable[str]) -> list[str]:
+    """Dotted keys of ``config`` that are not among ``known`` (dotted keys, groups included)."""
+    allowed = set(known)
+    return [key for key in flatten(config) if key not in allowed]
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of all entries, inner nodes included."""
+    keys = []
+    for key, value in config.items():
+        keys.append(prefix + str(key))
+        if isinstance(value, dict):
+            keys += flatten(value, f"{prefix}{key}.")
+    return keys

@@ -1,0 +1,150 @@
+"""One directory per cell: resolved config, a journal of samples, the result written last.
+
+    cell.yaml       config, identity and versions, written first
+    samples.jsonl   one line per answered sample, appended with a single write each
+    result.json     written by atomic rename when everything is done; its existence means done
+    log.txt         what the libraries had to say
+
+After kill -9 the journal ends in at most one torn line, which is dropped; every other line is a
+sample that need not be answered again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from harness.cell import Cell, canonical_json
+from harness.errors import HarnessError
+
+
+class Store:
+    """The directory of one cell."""
+
+    def __init__(self, results: Path, cell: Cell) -> None:
+        self.cell = cell
+        self.folder = Path(results) / "runs" / cell.directory
+
+    @property
+    def result_file(self) -> Path:
+        return self.folder / "result.json"
+
+    @property
+    def journal_file(self) -> Path:
+        return self.folder / "samples.jsonl"
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "log.txt"
+
+    def result(self) -> dict[str, Any] | None:
+        """The stored result, or None while the cell is not finished."""
+        try:
+            return json.loads(self.result_file.read_text())
+        except FileNotFoundError:
+            return None
+
+    def open(self, config: dict[str, Any], *, fresh: bool = False) -> None:
+        """Create the directory and ``cell.yaml``; with ``fresh`` set an earlier run aside.
+
+        Nothing that took hours is deleted: earlier files move to ``previous-<time>/``.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            self._set_aside()
+        import yaml
+
+        content = {"key": self.cell.key, "identity": self.cell.identity, "config": config}
+        text = yaml.safe_dump(json.loads(canonical_json(content)), sort_keys=False)
+        write_atomic(self.folder / "cell.yaml", text)
+
+    def _set_aside(self) -> None:
+        files = [self.result_file, self.journal_file, self.log_file]
+        if not any(file.exists() for file in files):
+            return
+        aside = self.folder / time.strftime("previous-%Y%m%d-%H%M%S")
+        aside.mkdir(exist_ok=True)
+        for file in files:
+            if file.exists():
+                file.rename(aside / file.name)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Journal entries in the order written; the last entry of a sample wins."""
+        latest: dict[int, dict[str, Any]] = {}
+        for entry in read_journal(self.journal_file):
+            latest[entry["doc_id"]] = entry
+        return list(latest.values())
+
+    def finish(self, samples: Iterable[dict[str, Any]], result: dict[str, Any]) -> None:
+        """Replace the journal by the scored samples, then write the result."""
+        lines = "".join(_line(entry) for entry in samples)
+        write_atomic(self.journal_file, lines)
+        write_atomic(self.result_file, json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+class Journal:
+    """Appends samples: one ``write`` on an O_APPEND descriptor each, so a kill loses no line."""
+
+    def __init__(self, path: Path) -> None:
+        drop_torn_line(path)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def append(self, entry: dict[str, Any]) -> None:
+        data = _line(entry).encode()
+        written = os.write(self._descriptor, data)
+        if written != len(data):
+            raise HarnessError("the journal could not be written completely: is the disk full?")
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def drop_torn_line(path: Path) -> bool:
+    """Cut an unfinished last line off a journal; True if there was one."""
+    if not path.exists():
+        return False
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end == len(data):
+        return False
+    os.truncate(path, end)
+    return True
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """Complete lines of a journal; a torn last line is left out, any other damage is an error."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    complete = data[: data.rfind(b"\n") + 1]
+    entries = []
+    for number, line in enumerate(complete.splitlines(), 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            raise HarnessError(f"{path}: line {number} is damaged: {error}") from error
+    return entries
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or all of the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,109 @@
+"""Load a VLM and its processor: safetensors only, no remote code, nothing chosen silently."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.errors import ModelLoadError
+
+_CACHE: dict[tuple[str, ...], VLM] = {}
+
+
+@dataclass(frozen=True)
+class VLM:
+    """A model ready to answer, with what it was loaded as."""
+
+    model: Any
+    processor: Any
+    name: str
+    device: str
+    dtype: str
+    attention: str = "sdpa"
+
+
+def load(cfg: Mapping[str, Any]) -> VLM:
+    """Load ``path`` with the given ``device``, ``dtype`` and ``attention``.
+
+    Args:
+        cfg: ``path`` (a checkpoint directory or hub id), ``name``, and optionally ``device``
+            (``auto``: cuda where torch has one), ``dtype`` (``auto``: the checkpoint's half
+            precision on cuda, float32 on cpu), ``attention`` and ``revision``.
+
+    The same settings give the same object again within one process, so that a sweep loads a model
+    once.
+
+    Raises:
+        ModelLoadError: one line saying what is wrong.
+    """
+    path, revision = str(cfg["path"]), cfg.get("revision")
+    device = _device(str(cfg.get("device", "auto")))
+    attention = str(cfg.get("attention", "sdpa"))
+    dtype = str(cfg.get("dtype", "auto"))
+    key = (path, str(revision), device, dtype, attention)
+    if key not in _CACHE:
+        _CACHE.clear()  # one model at a time: two of them rarely fit on one device
+        _CACHE[key] = _load(path, revision, device, dtype, attention, str(cfg.get("name", path)))
+    return _CACHE[key]
+
+
+def unload() -> None:
+    """Forget the cached model."""
+    _CACHE.clear()
+
+
+def _device(asked: str) -> str:
+    available = torch.cuda.is_available()
+    if asked == "auto":
+        return "cuda" if available else "cpu"
+    if asked.startswith("cuda") and not available:
+        raise ModelLoadError(
+            f"device={asked}: a CUDA device was expected, but this torch cannot use one; "
+            "say model.device=cpu to run on the CPU"
+        )
+    return asked
+
+
+def _dtype(asked: str, device: str, path: str, revision: str | None) -> torch.dtype:
+    if asked != "auto":
+        return getattr(torch, asked)
+    if device == "cpu":
+        return torch.float32
+    from transformers import AutoConfig
+
+    stored = AutoConfig.from_pretrained(path, revision=revision).dtype
+    return stored if stored in (torch.bfloat16, torch.float16) else torch.bfloat16
+
+
+def _load(
+    path: str, revision: str | None, device: str, dtype: str, attention: str, name: str
+) -> VLM:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    where: dict[str, Any] = {"trust_remote_code": False}
+    if revision:
+        where["revision"] = revision
+    if Path(path).is_dir():
+        where["local_files_only"] = True
+    try:
+        wanted = _dtype(dtype, device, path, revision)
+        processor = AutoProcessor.from_pretrained(path, **where)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=wanted, attn_implementation=attention, use_safetensors=True, **where
+        )
+        model.to(device).eval()
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise ModelLoadError(f"cannot load {path}: {reason.strip()}") from error
+    if getattr(processor, "tokenizer", None) is None:
+        raise ModelLoadError(f"cannot load {path}: its processor has no tokenizer")
+    processor.tokenizer.padding_side = "left"  # generate() continues at the right end
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return VLM(model, processor, name, device, str(wanted).removeprefix("torch."), attention)

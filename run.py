@@ -1,0 +1,8 @@
+"""Measure what removing visual tokens costs a vision-language model: `python run.py --help`."""
+
+import sys
+
+from harness.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

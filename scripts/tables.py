@@ -1,0 +1,38 @@
+"""Print every finished cell: `python scripts/tables.py [--csv | --markdown] [--results DIR]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from harness.tables import frame  # noqa: E402
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="all columns as CSV")
+    form.add_argument("--markdown", action="store_true", help="the readable columns as Markdown")
+    options = parser.parse_args()
+    cells = frame.read(options.results)
+    if cells.empty:
+        print(f"no finished cells below {options.results}/runs", file=sys.stderr)
+        return 1
+    if options.csv:
+        print(cells.to_csv(index=False), end="")
+    elif options.markdown:
+        print(frame.display(cells).to_markdown(index=False, disable_numparse=True))
+    else:
+        print(frame.text(cells))
+    if not options.csv:
+        print("\n" + "\n".join(frame.notes(cells)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
