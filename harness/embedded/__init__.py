@@ -1,0 +1,1 @@
+"""Training of the small vision-language model that ships in `models/embedded`."""

@@ -1,0 +1,145 @@
+"""Pieces shared by the training stages: configurations, optimiser, schedule, checkpoints, data."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing as mp
+import os
+import queue
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.data import world
+
+HIDDEN = 128
+VISION_LAYERS = 5
+TEXT_LAYERS = 6
+FEATURE_LAYER = -2
+IMAGE_TOKENS = world.GRID**2
+PINPOINTS = [[112, 224], [224, 112], [224, 224]]
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Length and batch size of one stage."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 50
+
+
+def vision_config():
+    from transformers import CLIPVisionConfig
+
+    return CLIPVisionConfig(
+        hidden_size=HIDDEN, intermediate_size=384, num_hidden_layers=VISION_LAYERS,
+        num_attention_heads=4, image_size=world.TILE, patch_size=world.PATCH,
+        hidden_act="gelu", projection_dim=HIDDEN,
+    )  # fmt: skip
+
+
+def text_config(vocab: int):
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocab, hidden_size=HIDDEN, intermediate_size=352,
+        num_hidden_layers=TEXT_LAYERS, num_attention_heads=4, num_key_value_heads=4,
+        head_dim=32, max_position_embeddings=2048, rms_norm_eps=1e-5, tie_word_embeddings=False,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    )  # fmt: skip
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 as CLIP's image processor scales it."""
+    x = images.float().div(255.0)
+    return ((x - MEAN.to(x.device)) / STD.to(x.device)).permute(0, 3, 1, 2).contiguous()
+
+
+def seed_everything(seed: int) -> None:
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def optimiser(groups: list[tuple[nn.Module, float]], lr: float) -> torch.optim.AdamW:
+    """AdamW with decay on matrices only; each module comes with a factor on the learning rate."""
+    params = []
+    for module, scale in groups:
+        named = [p for p in module.parameters() if p.requires_grad]
+        for decay, chosen in (
+            (0.05, [p for p in named if p.ndim >= 2]),
+            (0.0, [p for p in named if p.ndim < 2]),
+        ):
+            if chosen:
+                params.append(
+                    {"params": chosen, "weight_decay": decay, "scale": scale, "lr": lr * scale}
+                )
+    return torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), eps=1e-8)
+
+
+def set_rate(opt: torch.optim.Optimizer, budget: Budget, step: int) -> None:
+    """Linear warm-up, then a cosine down to 3 % of the peak."""
+    if step < budget.warmup:
+        factor = (step + 1) / budget.warmup
+    else:
+        done = (step - budget.warmup) / max(1, budget.steps - budget.warmup)
+        factor = 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    for group in opt.param_groups:
+        group["lr"] = budget.lr * factor * group["scale"]
+
+
+def autocast(device: str, enabled: bool):
+    return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=enabled)
+
+
+def save_state(path: Path, **state: Any) -> None:
+    """Write atomically: a killed run leaves either the old state or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".tmp{os.getpid()}")
+    torch.save(state, scratch)
+    os.replace(scratch, path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def _produce(make: Callable[[int], Any], start: int, stop: int, out: Any) -> None:
+    torch.set_num_threads(1)
+    for step in range(start, stop):
+        out.put(make(step))
+
+
+def stream(make: Callable[[int], Any], start: int, stop: int, worker: bool = True) -> Iterator[Any]:
+    """Batches `make(start) ... make(stop - 1)`, drawn ahead in one process when `worker` is set.
+
+    A batch depends on its step number alone, so a resumed run sees the batches it would have seen.
+    """
+    if not worker:
+        yield from map(make, range(start, stop))
+        return
+    context = mp.get_context("fork")
+    box = context.Queue(maxsize=6)
+    process = context.Process(target=_produce, args=(make, start, stop, box), daemon=True)
+    process.start()
+    try:
+        for _ in range(start, stop):
+            while True:
+                try:
+                    item = box.get(timeout=20)
+                    break
+                except queue.Empty:
+                    if not process.is_alive():
+                        raise RuntimeError("the data worker died") from None
+            yield item
+    finally:
+        process.terminate()
