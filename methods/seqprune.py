@@ -43,6 +43,7 @@ class SequentialPrune(LayerMethod):
     title = "Sequential Prune"
     paper = "github.com/LeeBumSeok/Tokenpruning"
     query_aware = True
+    example = {"ratio": 0.5, "K": 1, "step": 0.4}  # noqa: RUF012
 
     def __post_init__(self) -> None:
         super().__post_init__()
