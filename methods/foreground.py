@@ -43,7 +43,6 @@ class Foreground(TokenMethod):
 
     title = "foreground kept"
     paper = "arXiv:2501.02268, Fig. 1"
-    example = {"ratio": 0.5, "provider": "cls_attention"}  # noqa: RUF012
     preserved: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -63,27 +63,31 @@ class SequentialPrune(LayerMethod):
         partial = self.step * steps * (steps - 1) / 2
         return (partial + (n_layers - self.K - steps + 1) * removed) / n_layers
 
+    def _most_steps(self, n_layers: int) -> int:
+        """Steps on the way to almost everything, as far as layers allow."""
+        return max(1, min(n_layers - self.K, math.ceil(1 / self.step - 1e-9) - 1))
+
     def max_mean_ratio(self, n_layers: int) -> float:
-        """Largest mean removal over ``n_layers`` layers."""
-        room, steps = n_layers - self.K, max(1, self.steps(1.0))
-        if room < 1:
+        """Mean removal over ``n_layers`` layers that the schedule approaches as R tends to 1."""
+        if self.K >= n_layers:
             return 0.0
-        if steps <= room:
-            return self.mean_removal(1.0, steps, n_layers)
-        return self.mean_removal(min(1.0, (room + 1) * self.step), room, n_layers)
+        steps = self._most_steps(n_layers)
+        return self.mean_removal(min(1.0, (steps + 1) * self.step), steps, n_layers)
 
     def _target(self, n_layers: int) -> tuple[float, int]:
         """Final fraction removed, and in how many steps, for the mean removal ``ratio``."""
         bound = self.max_mean_ratio(n_layers)
         if self.ratio > bound + 1e-12:
+            # Rounded down: the bound itself is approached, not reached.
             raise MethodError(
                 f"seqprune: a mean removal of {self.ratio:g} is impossible with K={self.K}, "
-                f"step={self.step:g} and {n_layers} layers; at most {bound:.3f} (a larger step "
-                f"reaches more; or use ratio_mode=local)"
+                f"step={self.step:g} and {n_layers} layers; at most "
+                f"{math.ceil(bound * 1000 - 1e-6) / 1000 - 0.001:.3f} (a larger step reaches "
+                f"more; or use ratio_mode=local)"
             )
         # Within a number of steps the mean grows with R; at R = j * step one more step is taken
         # and the mean falls a little. Of several solutions take the one with most steps.
-        steps = min(n_layers - self.K, max(1, self.steps(1.0)))
+        steps = self._most_steps(n_layers)
         while steps > 1 and self.mean_removal(self.step * steps, steps, n_layers) > self.ratio:
             steps -= 1
         partial = self.step * steps * (steps - 1) / 2
