@@ -238,6 +238,7 @@ def check_sequential(golden: Golden) -> None:
             row = logits[layer].masked_fill(~mask, -torch.inf).softmax(-1)[:, start + alive]
             signals = layer_signals(layer, n_layers, alive, n_visual, last_row=row)
             alive = alive[method.checked_select(signals, plan[layer + 1]).indices]
+            assert torch.equal(alive, alive.sort().values), "not in order of position"
 
 
 @checks("fitprune")
