@@ -94,7 +94,8 @@ class ModelAnswerer:
     def _counts(self, record: Any) -> dict[str, Any]:
         config = self.vlm.model.config
         kept = record.visual_per_layer
-        pruned, full = cost.prefill(config, record), cost.prefill_full(config, record)
+        pruned = cost.prefill(config, record, self.run.method)
+        full = cost.prefill_full(config, record)
         return {
             "visual_tokens": record.visual_tokens,
             "visual_kept": sum(kept) / len(kept),

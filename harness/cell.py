@@ -78,7 +78,7 @@ def make(
     *,
     checkpoint: str,
     model_type: str,
-    runtime: dict[str, str],
+    runtime: dict[str, Any],
     data: dict[str, Any],
 ) -> Cell:
     """The cell of a resolved config.
@@ -87,7 +87,7 @@ def make(
         config: composed config as plain containers, ratio already resolved to a number.
         checkpoint: fingerprint of the checkpoint files.
         model_type: its architecture.
-        runtime: device, dtype and attention kernel that will be used.
+        runtime: what will be used, from ``harness.device.resolve``.
         data: identity of the data source.
     """
     bench, engine = config["bench"], config["engine"]["name"]
@@ -99,6 +99,7 @@ def make(
             "device": runtime["device"].partition(":")[0],
             "dtype": runtime["dtype"],
             "attention": runtime["attention"],
+            "threads": runtime["threads"],  # the order of a sum, hence its last bits
         },
         "method": _method(config),
         "bench": {

@@ -26,8 +26,8 @@ def cuda_devices() -> int:
         return 0
 
 
-def resolve(model: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
-    """Turn ``auto`` into what will really be used: device, dtype and attention kernel."""
+def resolve(model: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Turn ``auto`` into what will be used: device, dtype, attention kernel and CPU threads."""
     device, dtype = str(model.get("device", "auto")), str(model.get("dtype", "auto"))
     kernel = str(model.get("attention", "sdpa"))
     if device == "auto":
@@ -47,4 +47,7 @@ def resolve(model: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
         stored = str(config.get("dtype") or config.get("torch_dtype"))
         half = stored if stored in ("bfloat16", "float16") else "bfloat16"
         dtype = half if kind == "cuda" else "float32"
-    return {"device": device, "dtype": dtype, "attention": kernel}
+    threads = model.get("threads")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ConfigError(f"model.threads must be a whole number >= 1 or null: got {threads!r}")
+    return {"device": device, "dtype": dtype, "attention": kernel, "threads": threads}

@@ -64,5 +64,5 @@ def unknown_option(key: str, valid: Sequence[str], choices: dict[str, str | None
             return unknown(f"option of method {choices[group]}", option, own)
         return unknown(f"option of {group}", option, own)
     top = [k for k in valid if "." not in k]
-    near = did_you_mean(key, top) or did_you_mean(key, valid)
+    near = (not dot and did_you_mean(key, top)) or did_you_mean(key, valid)
     return f"unknown option '{key}'{near} (`python run.py --help` lists them)"

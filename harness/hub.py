@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -59,8 +60,7 @@ def _get(path: str, shown: str) -> dict[str, Any]:
     if token := _token():
         request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            return json.load(answer)
+        return _in_time(request)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise ConfigError(
@@ -72,6 +72,27 @@ def _get(path: str, shown: str) -> dict[str, Any]:
         raise Unreachable(f"HTTP {error.code}") from error
     except (OSError, ValueError) as error:
         raise Unreachable(str(getattr(error, "reason", error))) from error
+
+
+def _in_time(request: urllib.request.Request) -> dict[str, Any]:
+    """The JSON answer, or TimeoutError; a name lookup has no time limit of its own."""
+    outcome: list[Any] = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+                outcome.append(json.load(answer))
+        except Exception as error:  # handed to the caller below
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT_S)
+    if not outcome:
+        raise TimeoutError("no answer")
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
 
 
 def model_config(repo: str, revision: str | None) -> tuple[dict[str, Any], str | None]:

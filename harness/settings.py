@@ -24,7 +24,7 @@ class Prepared:
     cell: cells.Cell
     config: dict[str, Any]
     checkpoint: checkpoint.Checkpoint
-    runtime: dict[str, str]
+    runtime: dict[str, Any]
     data: source.DataSource
     notes: tuple[str, ...] = ()
 

@@ -12,6 +12,7 @@ import torch
 from models.errors import ModelLoadError
 
 _CACHE: dict[tuple[str, ...], VLM] = {}
+_THREADS = torch.get_num_threads()
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ def load(cfg: Mapping[str, Any]) -> VLM:
     Args:
         cfg: ``path`` (a checkpoint directory or hub id), ``name``, and optionally ``device``
             (``auto``: cuda where torch has one), ``dtype`` (``auto``: the checkpoint's half
-            precision on cuda, float32 on cpu), ``attention`` and ``revision``.
+            precision on cuda, float32 on cpu), ``attention``, ``revision`` and ``threads``
+            (CPU threads of this process; None: torch decides).
 
     The same settings give the same object again within one process, so that a sweep loads a model
     once.
@@ -44,6 +46,7 @@ def load(cfg: Mapping[str, Any]) -> VLM:
     device = _device(str(cfg.get("device", "auto")))
     attention = str(cfg.get("attention", "sdpa"))
     dtype = str(cfg.get("dtype", "auto"))
+    torch.set_num_threads(int(cfg.get("threads") or _THREADS))
     key = (path, str(revision), device, dtype, attention)
     if key not in _CACHE:
         _CACHE.clear()  # one model at a time: two of them rarely fit on one device

@@ -1,0 +1,88 @@
+"""Every config composes, and says the same as the code it configures."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import methods
+from harness import cli, known, settings
+from models.supported import SUPPORTED_MODEL_TYPES
+
+CONF = Path(cli.CONF)
+GROUPS = known.groups(CONF)
+CHOICES = [(group, choice) for group in GROUPS for choice in GROUPS[group] if group != "local"]
+TOP_LEVEL = {"ratio", "seed"}  # fields of every method that are options of their own
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_config_composes_and_holds_known_keys_only(group, choice):
+    overrides = [f"{group}={choice}"]
+    if (group, choice) == ("method", "custom"):
+        overrides.append("method._target_=a.B")
+    config = composed(*overrides)
+    valid = known.keys(CONF, {**known.defaults(CONF), group: choice})
+    if group != "experiment":
+        assert settings.unknown_keys(config, valid) == []
+
+
+def test_every_method_has_a_config_and_every_config_a_method():
+    assert sorted(set(GROUPS["method"]) - {"custom"}) == methods.available()
+
+
+@pytest.mark.parametrize("name", methods.available())
+def test_a_methods_config_equals_its_dataclass(name):
+    entry = known.entries(CONF, "method", name)
+    fields = {f.name: f.default for f in dataclasses.fields(methods.get(name))}
+    expected = {k: v for k, v in fields.items() if k not in TOP_LEVEL}
+    assert entry.pop("name") == name
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in expected.items()}
+    assert entry == plain
+
+
+@pytest.mark.parametrize("name", methods.available())
+def test_a_methods_config_says_what_each_option_is(name):
+    text = (CONF / "method" / f"{name}.yaml").read_text()
+    assert text.startswith("#")
+    for line in text.splitlines():
+        if line and not line.startswith(("#", "name:", " ", "-")):
+            assert "#" in line, f"{name}: no comment on: {line}"
+
+
+def test_the_supported_architectures_are_those_of_the_families():
+    from models.families import supported_model_types
+
+    assert set(SUPPORTED_MODEL_TYPES) == set(supported_model_types())
+
+
+@pytest.mark.parametrize("name", GROUPS["bench"])
+def test_a_bench_config_is_complete(name):
+    entry = known.entries(CONF, "bench", name)
+    assert entry["name"] == name
+    wanted = {"label", "limit", "indices", "metric", "scale", "unit", "higher_is_better", "prompt"}
+    assert wanted <= set(entry)
+    for engine in entry["engines"].values():
+        assert {"task", "dataset", "split"} <= set(engine)
+
+
+@pytest.mark.parametrize("name", GROUPS["model"])
+def test_a_model_config_has_the_same_keys_as_all_others(name):
+    first = known.entries(CONF, "model", "embedded")
+    entry = known.entries(CONF, "model", name)
+    assert set(entry) == set(first)
+    assert entry["path"] or entry["hub"]
+
+
+def test_the_demo_compares_three_methods():
+    entry = yaml.safe_load((CONF / "experiment" / "demo.yaml").read_text())
+    assert entry["hydra"]["sweeper"]["params"]["method"] == "none,random,gprune"
