@@ -60,7 +60,8 @@ class TokenLayout:
 
     Tensors are int64 ``[n]`` on the CPU. ``tile`` is the encoder crop (-1 for a row-end "newline"
     token), ``patch`` the index inside that crop, ``view`` the graph the token belongs to, ``row``
-    and ``col`` its place in the view's grid. ``kinds`` and ``grids`` describe the views;
+    and ``col`` its place in the view's grid. A tile of -2 means that no single encoder token lies
+    behind the token (a canvas that was shrunk). ``kinds`` and ``grids`` describe the views;
     ``patch_grid`` is one crop's (rows, cols), ``tile_grid`` the mosaic of crops after the base one.
     """
 
@@ -81,7 +82,7 @@ class TokenLayout:
     @property
     def newline(self) -> Tensor:
         """bool ``[n]``: row-end tokens."""
-        return self.tile < 0
+        return self.tile == -1
 
     def inverse(self) -> Tensor:
         """``[tiles, patches]`` packed index of every encoder token, -1 where it was cut away."""
@@ -271,6 +272,8 @@ class PruningMethod:
     query_aware: ClassVar[bool] = False
     #: options that are feasible on a shallow model; the contract tests and the gallery use them
     example: ClassVar[Mapping[str, Any]] = {"ratio": 0.5}
+    #: options to add where the encoder has no CLS token; empty = undefined there
+    without_cls: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         in_range(self, "ratio", 0.0, 1.0, high_open=True)

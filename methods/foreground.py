@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -32,34 +33,37 @@ class Foreground(TokenMethod):
     Attributes:
         provider: ``annotation`` = the signal ``fg_mask`` ``[N]``, share of a token's cell that
             annotated objects cover (a bool mask is a share of 0 or 1); ``cls_attention`` = the
-            tokens that the encoder's CLS token attends to.
+            tokens that the encoder's CLS token attends to; ``received_attention`` = those that all
+            its tokens attend to, for encoders without CLS.
         coverage: share of its cell from which a token is foreground (``annotation``).
         mass: share of the attention that the foreground holds (``cls_attention``).
     """
 
-    provider: Literal["annotation", "cls_attention"] = "cls_attention"
+    provider: Literal["cls_attention", "received_attention", "annotation"] = "cls_attention"
     coverage: float = 0.5
     mass: float = 0.5
 
     title = "foreground kept"
     paper = "arXiv:2501.02268, Fig. 1"
     preserved: ClassVar[bool] = True
+    without_cls: ClassVar[Mapping[str, str]] = {"provider": "received_attention"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice(self, "provider", ("annotation", "cls_attention"))
+        choice(self, "provider", ("cls_attention", "received_attention", "annotation"))
         in_range(self, "coverage", 0.0, 1.0, low_open=True)
         in_range(self, "mass", 0.0, 1.0, low_open=True)
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("fg_mask",) if self.provider == "annotation" else ("cls_attention",)
+        return ("fg_mask",) if self.provider == "annotation" else (self.provider,)
 
     def foreground(self, view: View) -> Tensor:
         """bool ``[N]``: tokens of the view that show the main objects."""
         if self.provider == "annotation":
             return view.signal("fg_mask").float() >= self.coverage
-        return attention_foreground(view.signal("cls_attention").float().mean(dim=1), self.mass)
+        attention = view.signal(self.provider).float()
+        return attention_foreground(attention.reshape(len(view), -1).mean(dim=1), self.mass)
 
     def score(self, view: View) -> Tensor:
         draw = ops.seeded_uniform(len(view), self.seed, *view.key).to(view.features.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -88,6 +89,7 @@ class VisPruner(TokenMethod):
     title = "VisPruner"
     paper = "arXiv:2412.01818"
     stage: ClassVar[Literal["none", "projector", "vision", "layer"]] = "vision"
+    without_cls: ClassVar[Mapping[str, str]] = {"score_source": "received"}
 
     def __post_init__(self) -> None:
         if self.anyres == "unpad":

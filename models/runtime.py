@@ -109,10 +109,12 @@ class _Slots:
 class _Batch:
     input_ids: Tensor
     cacheless: bool
+    codes: Tensor  # [B, L] modality of every prompt column, 0 = text
     visual: Tensor  # bool [B, L], prompt coordinates
-    images: list[list[CapturedImage]]
     sample_ids: list[str]
-    repeats: bool  # a cache-less decoding step of the batch before
+    grows: bool  # a cache-less decoding step of the batch before
+    repeats: bool  # ... whose decision stands
+    images: list[list[CapturedImage]] = field(default_factory=list)
     records: list[SampleRecord] = field(default_factory=list)
     prompt: Tensor | None = None  # [B, M] prompt column of every entry column
     entry_valid: Tensor | None = None
@@ -144,9 +146,9 @@ class _Runtime:
             self.needs |= {"tile_features"}
         self.run = PruningRun(method)
         self.batch: _Batch | None = None
-        self._captured: dict[int, CapturedImage] = {}
-        self._fresh: list[CapturedImage] = []
-        self._found: list[CapturedImage] | None = None
+        self._captured: dict[int, tuple[Any, Any]] = {}
+        self._fresh: dict[str, list[CapturedImage]] = {}
+        self._found: dict[str, list[CapturedImage]] = {}
         self._consumed = False
         self._core_signature = inspect.signature(family.core.forward)
         self._lm_signature = inspect.signature(family.language_model.forward)
@@ -162,7 +164,8 @@ class _Runtime:
         stack.append(self)
         with contextlib.ExitStack() as undo:
             undo.callback(self._leave, stack)
-            undo.enter_context(self._shadowed_encoder())
+            for modality, name in family.encoders.items():
+                undo.enter_context(self._shadowed_encoder(modality, name))
             undo.enter_context(self._language_tap())
             hooks = [(family.core, self._before_core), (family.language_model, self._before_lm)]
             if self.layer_method is not None:
@@ -193,31 +196,38 @@ class _Runtime:
         config = self.family.language_model.config
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
             raise PruningUnsupported("text models with sliding-window attention cannot be pruned")
+        if "cls_attention" in self.needs and not self.family.has_cls:
+            instead = ", ".join(f"{k}={v}" for k, v in self.method.without_cls.items())
+            hint = f"; use {instead} instead" if instead else ""
+            raise PruningUnsupported(
+                f"{self.method.name} reads the CLS token, which the vision tower of "
+                f"{self.family.model.config.model_type} does not have{hint}"
+            )
         if self.method.positions == "compact" and not self.family.scalar_positions:
             raise PruningUnsupported(
                 f"{self.method.name}: positions=compact is not defined for m-rope; use original"
             )
 
     @contextlib.contextmanager
-    def _shadowed_encoder(self) -> Iterator[None]:
+    def _shadowed_encoder(self, modality: str, name: str) -> Iterator[None]:
         core = self.family.core
-        previous = core.__dict__.get("get_image_features")
-        inner = core.get_image_features
+        previous = core.__dict__.get(name)
+        inner = getattr(core, name)
 
         @functools.wraps(inner)
-        def get_image_features(*args: Any, **kwargs: Any) -> Any:
+        def encode(*args: Any, **kwargs: Any) -> Any:
             if self._waiting:
                 return inner(*args, **kwargs)
-            return self._encode(inner, args, kwargs)
+            return self._encode(modality, inner, args, kwargs)
 
-        core.get_image_features = get_image_features
+        setattr(core, name, encode)
         try:
             yield
         finally:
             if previous is None:
-                del core.get_image_features
+                delattr(core, name)
             else:
-                core.get_image_features = previous
+                setattr(core, name, previous)
 
     def _language_tap(self) -> contextlib.AbstractContextManager:
         if self.layer_method is None or not self.needs:
@@ -228,9 +238,9 @@ class _Runtime:
         }
         return AttentionTap(listeners, {self.family.kernel})
 
-    # -- hook 1: the encoder ----------------------------------------------------------------------
+    # -- hook 1: the encoder --------------------------------------------------------------------
 
-    def _encode(self, inner: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _encode(self, modality: str, inner: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         family, capture = self.family, VisionCapture()
         if self._consumed:
             self._captured.clear()
@@ -251,14 +261,17 @@ class _Runtime:
             output = inner(*args, **kwargs)
         features = list(output.pooler_output)
         named = _by_name(inspect.signature(inner), args, kwargs)
-        for feature, image in zip(
-            features, family.images(named, features, capture), strict=True
-        ):
-            self._captured[id(feature)] = image
-            self._fresh.append(image)
+        images = family.images(modality, named, features, capture)
+        for feature, image in zip(features, images, strict=True):
+            # Object identity survives the expansion of beams; the feature is kept alive with it.
+            self._captured[id(feature)] = (feature, image)
+        # Where all images come as one tensor, that tensor stands for them.
+        whole = output.pooler_output
+        self._captured[id(whole)] = (whole, images)
+        self._fresh.setdefault(modality, []).extend(images)
         return output
 
-    # -- hook 2: ids, and whether this is prefill ----------------------------------------------------
+    # -- hook 2: ids, and whether this is prefill -----------------------------------------------
 
     def _before_core(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self._waiting:
@@ -279,37 +292,44 @@ class _Runtime:
         if self.method.ratio > 0 and getattr(cache, "is_compileable", False):
             raise PruningUnsupported("static caches have one length for all layers; use dynamic")
         before = self.batch
-        repeats = (
-            before is not None
-            and before.cacheless
-            and cache is None
-            and not named.get("use_cache")
-            and ids.shape[0] == before.input_ids.shape[0]
-            and ids.shape[1] > before.input_ids.shape[1]
-            and torch.equal(ids[:, : before.input_ids.shape[1]], before.input_ids)
-        )
-        encoded = (named.get("mm_encoder_outputs") or {}).get("image")
-        found = None if encoded is None else [self._lookup(f) for f in encoded.pooler_output]
+        cacheless = cache is None and not named.get("use_cache")
+        if getattr(self.method, "redecide", False) and not cacheless:
+            raise PruningUnsupported(
+                f"{self.method.name}: redecide=true recomputes the prompt at every step; "
+                "generate with use_cache=False"
+            )
+        grows = cacheless and before is not None and before.cacheless and _extends(before, ids)
+        encoded = named.get("mm_encoder_outputs") or {}
+        self._found = {
+            modality: self._lookup(output.pooler_output)
+            for modality, output in encoded.items()
+            if output is not None
+        }
+        if not self._found:
+            self._fresh = {}
+        codes = self.family.modality_codes(ids)
+        names = before.sample_ids if grows else self._names(ids, named.get("attention_mask"))
         self.batch = _Batch(
             input_ids=ids,
-            cacheless=cache is None and not named.get("use_cache"),
-            visual=self.family.visual_mask(ids),
-            images=[],
-            sample_ids=before.sample_ids if repeats else self._names(ids, named.get("attention_mask")),
-            repeats=repeats,
-            records=before.records if repeats else [],
+            cacheless=cacheless,
+            codes=codes,
+            visual=codes > 0,
+            sample_ids=names,
+            grows=grows,
+            repeats=grows and not getattr(self.method, "redecide", False),
         )
-        self._found = found
-        if found is None:
-            self._fresh = []
+        if self.batch.repeats:
+            self.batch.records = before.records
 
-    def _lookup(self, feature: Tensor) -> CapturedImage:
-        image = self._captured.get(id(feature))
-        if image is None:
+    def _lookup(self, features: Any) -> list[CapturedImage]:
+        if id(features) in self._captured:
+            return self._captured[id(features)][1]
+        images = [self._captured.get(id(f), (None, None))[1] for f in features]
+        if any(image is None for image in images):
             raise PruningUnsupported(
                 "image features were computed outside the pruning context; encode inside it"
             )
-        return image
+        return images
 
     def _names(self, ids: Tensor, mask: Tensor | None) -> list[str]:
         given, self.run._sample_ids = self.run._sample_ids, None
@@ -329,7 +349,7 @@ class _Runtime:
             return None
         batch.prefilling = False
         ids = named.get("input_ids")
-        if ids is not None and ids.shape[1] > 1 and bool(self.family.visual_mask(ids).any()):
+        if ids is not None and ids.shape[1] > 1 and bool(self.family.modality_codes(ids).any()):
             raise PruningUnsupported("chunked prefill cannot be pruned: an image came late")
         if not (batch.shortened or batch.layers) or named.get("position_ids") is not None:
             return None
@@ -339,7 +359,7 @@ class _Runtime:
         named["position_ids"] = batch.last_position[:, None] + steps
         return (), named
 
-    # -- hook 3: before the language model ------------------------------------------------------------
+    # -- hook 3: before the language model ------------------------------------------------------
 
     def _before_lm(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self._waiting or self.batch is None:
@@ -357,7 +377,7 @@ class _Runtime:
         valid = torch.ones_like(batch.visual) if mask is None else mask.bool()
         batch.visual = batch.visual & valid
         batch.images = _images_per_row(
-            self._fresh if self._found is None else self._found, batch.visual
+            self._found or self._fresh, list(self.family.encoders), batch.codes * batch.visual
         )
         self._consumed = True
         positions = _row_positions(named.get("position_ids"), embeds)
@@ -432,7 +452,7 @@ class _Runtime:
                 crops=sum(image.layout.n_tiles for image in batch.images[row]),
             )
             batch.records.append(record)
-            if row % beams == 0:
+            if row % beams == 0 and not batch.grows:
                 self.run.records.append(record)
 
     def _select_before_lm(self, valid: Tensor, embeds: Tensor) -> tuple[Tensor, Tensor]:
@@ -502,7 +522,7 @@ class _Runtime:
         batch.step_positions = positions
         return (), named
 
-    # -- hook 4: before a decoder layer ---------------------------------------------------------------
+    # -- hook 4: before a decoder layer ---------------------------------------------------------
 
     def _plan_layers(self, valid: Tensor) -> None:
         depth = len(self.family.layers)
@@ -676,7 +696,7 @@ def _by_name(
 
 
 def _row_positions(position_ids: Tensor | None, embeds: Tensor) -> Tensor:
-    """One position per token ``[B, n]``; of m-rope planes the largest, which decode goes on from."""
+    """One position per token ``[B, n]``; of m-rope planes the largest (decode goes on from it)."""
     if position_ids is None:
         return torch.arange(embeds.shape[1], device=embeds.device).expand(len(embeds), -1)
     if position_ids.dim() == 3:
@@ -689,20 +709,34 @@ def _extended(valid: Tensor, grown: int) -> Tensor:
     return torch.cat([valid, valid.new_ones(len(valid), grown)], dim=1)
 
 
-def _images_per_row(images: list[CapturedImage], visual: Tensor) -> list[list[CapturedImage]]:
+def _images_per_row(
+    images: dict[str, list[CapturedImage]], modalities: list[str], codes: Tensor
+) -> list[list[CapturedImage]]:
     """Deal images, in prompt order, to the rows whose placeholders they fill."""
-    rows, queue = [], list(images)
-    for count in visual.sum(1).tolist():
-        mine: list[CapturedImage] = []
-        while count > 0 and queue:
+    queues = [list(images.get(modality, ())) for modality in modalities]
+    rows = []
+    for row in codes:
+        placeholders = row[row > 0].tolist()
+        mine, place = [], 0
+        while place < len(placeholders):
+            queue = queues[placeholders[place] - 1]
+            if not queue:
+                break
             mine.append(queue.pop(0))
-            count -= len(mine[-1].layout)
-        if count:
+            place += len(mine[-1].layout)
+        if place != len(placeholders):
             raise PruningUnsupported("visual tokens of the prompt do not match the encoded images")
         rows.append(mine)
-    if queue:
+    if any(queues):
         raise PruningUnsupported("more images were encoded than the prompt has places for")
     return rows
+
+
+def _extends(before: _Batch, ids: Tensor) -> bool:
+    """``ids`` are the prompts of the batch before with more tokens behind them."""
+    old = before.input_ids
+    same_rows = ids.shape[0] == old.shape[0] and ids.shape[1] > old.shape[1]
+    return same_rows and torch.equal(ids[:, : old.shape[1]], old)
 
 
 def _view_sizes(image: CapturedImage) -> list[int]:
@@ -722,7 +756,7 @@ def _beams(sample_ids: list[str]) -> int:
 def _remember_attention(
     capture: VisionCapture, name: str, q: Tensor, k: Tensor, scaling: float
 ) -> None:
-    capture.attention[name] = (q, k, scaling)
+    capture.attention.setdefault(name, []).append((q, k, scaling))
 
 
 def _remember_projection(

@@ -87,6 +87,20 @@ def cls_rows(q: Tensor, k: Tensor, scaling: float) -> Tensor:
     return (q[:, :, :1].float() @ k.float().mT * scaling).softmax(dim=-1).squeeze(2)
 
 
+def received_attention(q: Tensor, k: Tensor, scaling: float, tile: int = 512) -> Tensor:
+    """Attention ``[B, n]`` each token receives, mean over heads and queries, tile by tile.
+
+    Args:
+        q, k: ``[B, H, n, dh]`` of bidirectional attention within one image.
+    """
+    keys = k.float()
+    total = torch.zeros(k.shape[0], k.shape[2], device=k.device)
+    for query in q.split(tile, dim=2):
+        weights = (query.float() @ keys.mT * scaling).softmax(dim=-1)
+        total += weights.mean(1).sum(1)
+    return total / q.shape[2]
+
+
 def head_max_columns(
     q: Tensor, k: Tensor, scaling: float, visible: Tensor, rows: Tensor, columns: Tensor,
     tile: int = 512,

@@ -4,4 +4,10 @@ A plain list, so that a wrong checkpoint is refused before torch is imported. A 
 equals what the family modules themselves declare.
 """
 
-SUPPORTED_MODEL_TYPES: tuple[str, ...] = ("llava", "llava_next")
+SUPPORTED_MODEL_TYPES: tuple[str, ...] = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_vl",
+    "qwen2_5_vl",
+)

@@ -9,6 +9,7 @@ import methods
 from models import prune
 from models.errors import PruningUnsupported
 from models.families import family_of
+from models.families.base import VisionCapture
 from models.oracle import masked
 from models.record import pack_bits, unpack_bits
 from tests import tiny
@@ -35,6 +36,10 @@ def agree(model, feed, name, steps=9, **kw):
 @pytest.mark.parametrize("positions", ["original", "compact"])
 def test_both_position_conventions_equal_the_masked_run(family, name, positions):
     feed = tiny.inputs(family, [tiny.prompt(family, i) for i in (0, 1)])
+    if positions == "compact" and family in tiny.M_ROPE:
+        with pytest.raises(PruningUnsupported, match="m-rope"):
+            agree(tiny.model(family), feed, name, positions=positions)
+        return
     error, _ = agree(tiny.model(family), feed, name, positions=positions)
     assert error <= 1e-4
 
@@ -225,44 +230,84 @@ def test_masks_survive_the_way_through_json():
         assert torch.equal(unpack_bits(pack_bits(mask), n), mask)
 
 
-@every_family
+@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
 def test_the_layout_finds_every_token_where_the_library_put_it(family):
     """Marks each encoder token with its own number and reads it back from the packed sequence."""
-    model = tiny.model(family)
-    one = tiny.prompt(family, 0)
-    feed = tiny.inputs(family, [one])
-    adapter, seen = family_of(model), {}
-    projector = adapter.projector()
+    model, one = tiny.model(family), tiny.prompt(family, 0)
+    adapter = family_of(model)
 
     def number(module, args, output):
         tiles, patches, width = output.shape
         marks = torch.arange(tiles * patches, dtype=output.dtype).reshape(tiles, patches, 1)
         return marks.expand(tiles, patches, width)
 
-    hook = projector.register_forward_hook(number)
-    inner = model.model.get_image_features
-
-    def watch(*args, **kwargs):
-        out = inner(*args, **kwargs)
-        seen["features"] = list(out.pooler_output)
-        return out
-
+    hook = adapter.projector().register_forward_hook(number)
+    feed = tiny.encoder_feed(family, one.pixels, one.sizes)
     try:
         with torch.no_grad():
-            out = watch(**{k: v for k, v in feed.items() if k in ("pixel_values", "image_sizes")})
+            features = list(model.model.get_image_features(**feed).pooler_output)
     finally:
         hook.remove()
-    from models.families.base import VisionCapture
-
-    image = adapter.images(feed, list(out.pooler_output), VisionCapture())[0]
-    layout, marks = image.layout, seen["features"][0][:, 0]
-    real = ~layout.newline
+    layout = adapter.images("image", feed, features, VisionCapture())[0].layout
+    exact = layout.tile >= 0
     per_tile = layout.patch_grid[0] * layout.patch_grid[1]
-    assert torch.equal(marks[real].long(), (layout.tile * per_tile + layout.patch)[real])
-    for number_, (rows, cols) in enumerate(layout.grids):
-        mine = real & (layout.view == number_)
+    expected = (layout.tile * per_tile + layout.patch)[exact]
+    assert torch.equal(features[0][exact, 0].long(), expected)
+    assert exact.sum() >= per_tile
+    for view, (rows, cols) in enumerate(layout.grids):
+        mine = ~layout.newline & (layout.view == view)
         raster = layout.row[mine] * cols + layout.col[mine]
         assert torch.equal(raster, torch.arange(rows * cols))
+
+
+@pytest.mark.parametrize("family", tiny.M_ROPE)
+def test_encoder_signals_come_in_the_order_of_the_merged_tokens(family):
+    """The merger's output per token equals what the model feeds its language model."""
+    model, one = tiny.model(family), tiny.prompt(family, 0, images=2)
+    adapter, seen = family_of(model), {}
+
+    def watch(module, args, output):
+        seen["capture"] = VisionCapture(args[0], output)
+
+    hook = adapter.projector().register_forward_hook(watch)
+    feed = tiny.encoder_feed(family, one.pixels, one.sizes)
+    try:
+        with torch.no_grad():
+            features = list(model.model.get_image_features(**feed).pooler_output)
+    finally:
+        hook.remove()
+    images = adapter.images("image", feed, features, seen["capture"])
+    patches, merge = seen["capture"].projector_input, 4
+    order = adapter.window_order(feed["image_grid_thw"])
+    for image, own in zip(images, features, strict=True):
+        signal = image.signals["vision_features"]().flatten(0, 1)
+        for token in (0, 1, len(own) - 1):
+            # Find the merged token by its projection, independently of any window arithmetic.
+            match = (seen["capture"].projector_output - own[token]).abs().sum(1).argmin()
+            mean = patches[match * merge : (match + 1) * merge].mean(0)
+            assert torch.allclose(signal[token], mean, atol=1e-6)
+    assert (order is None) == (family == "qwen2_vl")
+
+
+@pytest.mark.parametrize("family", tiny.M_ROPE)
+def test_video_frames_are_separate_views_and_survive_the_masked_check(family):
+    model = tiny.model(family)
+    frames, height, width = 3, 8, 8
+    n = frames * height * width // 4
+    ids = torch.tensor([[1, 10, *[tiny.VIDEO_TOKEN] * n, 4, 20, 21, 22]])
+    feed = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values_videos": tiny.pixels((32, 32), 5, family, frames),
+        "video_grid_thw": torch.tensor([[frames, height, width]]),
+        "mm_token_type_ids": (ids == tiny.VIDEO_TOKEN).int() * 2,
+    }
+    if family == "qwen2_5_vl":
+        feed["second_per_grid_ts"] = torch.tensor([1.0])
+    error, records = agree(model, feed, "random")
+    assert error <= 1e-4
+    assert records[0].views == (16, 16, 16)
+    assert records[0].visual_per_layer[0] == 24
 
 
 def test_unknown_options_name_the_nearest_one():

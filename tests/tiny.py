@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-IMAGE_TOKEN = 3
+IMAGE_TOKEN, VIDEO_TOKEN = 3, 5
 VOCABULARY = 96
 CROP, PATCH = 32, 4
 PINPOINTS = [[32, 64], [64, 32], [64, 64]]
@@ -22,7 +22,7 @@ def rescale(model: nn.Module, seed: int = 0) -> None:
             noise = torch.randn(p.shape, generator=generator)
             scale = 1.0 if "embed" in name else 1.5 / p.shape[1:].numel() ** 0.5
             p.data.copy_(noise * scale)
-        elif "norm" not in name:
+        elif "norm" not in name and "ln_q" not in name:
             p.data.copy_(torch.randn(p.shape, generator=generator) * 0.1)
 
 
@@ -77,8 +77,89 @@ def _llava_next(kernel: str) -> nn.Module:
     return LlavaNextForConditionalGeneration._from_config(config, attn_implementation=kernel)
 
 
-_BUILDERS = {"llava": _llava, "llava_next": _llava_next}
+def _llava_onevision(kernel: str) -> nn.Module:
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+
+    vision = {**vision_config(), "model_type": "siglip_vision_model"}
+    config = LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config={**text_config(), "model_type": "qwen2"},
+        image_token_id=IMAGE_TOKEN,
+        video_token_id=VIDEO_TOKEN,
+        image_grid_pinpoints=PINPOINTS,
+        vision_aspect_ratio="anyres_max_2",
+    )
+    made = LlavaOnevisionForConditionalGeneration._from_config(config, attn_implementation=kernel)
+    return made
+
+
+def _qwen_text() -> dict:
+    return {
+        **text_config(),
+        "model_type": "qwen2_vl_text",
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [2, 2, 2],
+        },
+    }
+
+
+def _qwen2_vl(kernel: str) -> nn.Module:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    text = _qwen_text()
+    config = Qwen2VLConfig(
+        text_config=text,
+        vision_config={
+            "depth": 3,
+            "embed_dim": 32,
+            "hidden_size": text["hidden_size"],
+            "num_heads": 4,
+            "mlp_ratio": 2,
+            "patch_size": PATCH,
+        },
+        image_token_id=IMAGE_TOKEN,
+        video_token_id=VIDEO_TOKEN,
+        vision_start_token_id=4,
+    )
+    return Qwen2VLForConditionalGeneration._from_config(config, attn_implementation=kernel)
+
+
+def _qwen2_5_vl(kernel: str) -> nn.Module:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {**_qwen_text(), "model_type": "qwen2_5_vl_text"}
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config={
+            "depth": 3,
+            "hidden_size": 32,
+            "out_hidden_size": text["hidden_size"],
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "patch_size": PATCH,
+            "window_size": 16,
+            "fullatt_block_indexes": [1],
+        },
+        image_token_id=IMAGE_TOKEN,
+        video_token_id=VIDEO_TOKEN,
+        vision_start_token_id=4,
+    )
+    return Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=kernel)
+
+
+_BUILDERS = {
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "llava_onevision": _llava_onevision,
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+}
 FAMILIES = tuple(_BUILDERS)
+#: LLaVA-like towers have a CLS token in these families
+WITH_CLS = ("llava", "llava_next")
+M_ROPE = ("qwen2_vl", "qwen2_5_vl")
 
 
 @cache
@@ -92,8 +173,15 @@ def model(family: str, kernel: str = "sdpa") -> nn.Module:
     return made
 
 
-#: image sizes (height, width): extreme aspect ratios cut much of the canvas away
-SIZES = {"llava": ((32, 32), (32, 32)), "llava_next": ((64, 40), (30, 64))}
+#: image sizes (height, width) in pixels: extreme aspect ratios cut much of the canvas away, and
+#: the second OneVision canvas is shrunk
+SIZES = {
+    "llava": ((32, 32), (32, 32)),
+    "llava_next": ((64, 40), (30, 64)),
+    "llava_onevision": ((64, 40), (64, 64)),
+    "qwen2_vl": ((48, 40), (32, 64)),
+    "qwen2_5_vl": ((48, 40), (32, 56)),
+}
 
 
 @dataclass
@@ -106,21 +194,27 @@ class Prompt:
     sizes: list[tuple[int, int]]
 
 
-def pixels(size: tuple[int, int], seed: int, family: str) -> Tensor:
-    """Random pixels for one image: ``[crops, 3, CROP, CROP]`` (LLaVA-1.5: one crop)."""
+def pixels(size: tuple[int, int], seed: int, family: str, frames: int = 1) -> Tensor:
+    """Random pixels for one image, in the form the family's encoder takes them.
+
+    Crops ``[crops, 3, CROP, CROP]``; the Qwen families: patches ``[frames * h * w, values]``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if family in M_ROPE:
+        n = frames * (size[0] // PATCH) * (size[1] // PATCH)
+        return torch.randn(n, 3 * 2 * PATCH * PATCH, generator=generator)
     crops = 1
-    if family == "llava_next":
+    if family in ("llava_next", "llava_onevision"):
         from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
         crops = image_size_to_num_patches(list(size), PINPOINTS, CROP)
-    generator = torch.Generator().manual_seed(seed)
     return torch.randn(crops, 3, CROP, CROP, generator=generator)
 
 
 def prompt(family: str, number: int, images: int = 1) -> Prompt:
     """The ``number``-th test prompt; lengths and image sizes differ from row to row."""
     sizes = [SIZES[family][(number + i) % 2] for i in range(images)]
-    after = [5 + (7 * number + i) % 80 for i in range(4 + 3 * number)]
+    after = [6 + (7 * number + i) % 80 for i in range(4 + 3 * number)]
     return Prompt(
         before=[1, 10 + number, 11],
         after=after,
@@ -148,23 +242,30 @@ def inputs(family: str, prompts: list[Prompt], side: str = "left") -> dict[str, 
     feed: dict[str, Tensor] = {"input_ids": batch, "attention_mask": mask}
     if not images:
         return feed
+    sizes = [size for one in prompts for size in one.sizes]
+    if family in M_ROPE:
+        feed["mm_token_type_ids"] = (batch == IMAGE_TOKEN).int()
+    return {**feed, **encoder_feed(family, images, sizes)}
+
+
+def encoder_feed(
+    family: str, images: list[Tensor], sizes: list[tuple[int, int]]
+) -> dict[str, Tensor]:
+    """Arguments of ``get_image_features`` for some images."""
     if family == "llava":
-        feed["pixel_values"] = torch.cat(images)
-    else:
-        crops = max(len(p) for p in images)
-        padded = [torch.cat([p, p.new_zeros(crops - len(p), *p.shape[1:])]) for p in images]
-        feed["pixel_values"] = torch.stack(padded)
-        feed["image_sizes"] = torch.tensor([s for one in prompts for s in one.sizes])
-    return feed
+        return {"pixel_values": torch.cat(images)}
+    if family in M_ROPE:
+        grids = [[1, height // PATCH, width // PATCH] for height, width in sizes]
+        return {"pixel_values": torch.cat(images), "image_grid_thw": torch.tensor(grids)}
+    crops = max(len(p) for p in images)
+    padded = [torch.cat([p, p.new_zeros(crops - len(p), *p.shape[1:])]) for p in images]
+    return {"pixel_values": torch.stack(padded), "image_sizes": torch.tensor(sizes)}
 
 
 def n_tokens(made: nn.Module, family: str, image: Tensor, size: tuple[int, int]) -> int:
     """Visual tokens the model makes of one image."""
     with torch.no_grad():
-        if family == "llava":
-            out = made.model.get_image_features(image)
-        else:
-            out = made.model.get_image_features(image[None], torch.tensor([size]))
+        out = made.model.get_image_features(**encoder_feed(family, [image], [size]))
     return len(out.pooler_output[0])
 
 

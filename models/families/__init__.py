@@ -8,8 +8,10 @@ from models.errors import PruningUnsupported
 from models.families.base import CapturedImage, Family
 from models.families.llava import Llava
 from models.families.llava_next import LlavaNext
+from models.families.llava_onevision import LlavaOnevision
+from models.families.qwen2_vl import Qwen2VL, Qwen25VL
 
-FAMILIES: tuple[type[Family], ...] = (Llava, LlavaNext)
+FAMILIES: tuple[type[Family], ...] = (Llava, LlavaNext, LlavaOnevision, Qwen2VL, Qwen25VL)
 
 
 def supported_model_types() -> tuple[str, ...]:

@@ -11,15 +11,34 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import TokenLayout
+from models.errors import PruningUnsupported
+
+IMAGE_AND_VIDEO: Mapping[str, str] = {
+    "image": "get_image_features",
+    "video": "get_video_features",
+}
+Signals = Mapping[str, Callable[[], Tensor]]
 
 
 @dataclass
 class CapturedImage:
-    """One image as it left the encoder: its layout and lazily computed signals."""
+    """One image (or video) as it left the encoder: its layout and lazily computed signals."""
 
     layout: TokenLayout
-    features: Tensor
-    signals: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    signals: Signals = field(default_factory=dict)
+
+
+@dataclass
+class VisionCapture:
+    """Tensors seen while the encoder ran once; signals are computed from them on demand.
+
+    ``attention`` holds, per tap of :meth:`Family.vision_taps`, queries, keys ``[B, H, n, dh]`` and
+    the logit scale of every call of that attention module.
+    """
+
+    projector_input: Tensor | None = None
+    projector_output: Tensor | None = None
+    attention: dict[str, list[tuple[Tensor, Tensor, float]]] = field(default_factory=dict)
 
 
 class Family(abc.ABC):
@@ -28,6 +47,8 @@ class Family(abc.ABC):
     model_types: ClassVar[tuple[str, ...]] = ()
     #: position ids are one number per token (False: several, as in m-rope)
     scalar_positions: ClassVar[bool] = True
+    #: modality -> method of the core that encodes it
+    encoders: ClassVar[Mapping[str, str]] = {"image": "get_image_features"}
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -47,10 +68,6 @@ class Family(abc.ABC):
         return self.language_model.layers
 
     @property
-    def text_config(self) -> Any:
-        return self.model.config.get_text_config()
-
-    @property
     def kernel(self) -> str:
         """Attention kernel of the language model: ``sdpa``, ``eager``, ``flash_attention_2``."""
         return self.language_model.config._attn_implementation
@@ -59,9 +76,25 @@ class Family(abc.ABC):
         """cos and sin for explicit positions ``[B, n]``."""
         return self.language_model.rotary_emb(hidden, position_ids=position_ids)
 
-    def visual_mask(self, input_ids: Tensor) -> Tensor:
-        """bool ``[B, L]``: placeholders of visual tokens."""
-        return input_ids == self.model.config.image_token_id
+    def placeholder(self, modality: str) -> int:
+        """Id of the placeholder token of a modality."""
+        return getattr(self.model.config, f"{modality}_token_id")
+
+    def modality_codes(self, input_ids: Tensor) -> Tensor:
+        """int64 ``[B, L]``: 0 for text, 1 + number of the modality in ``encoders`` else."""
+        codes = torch.zeros_like(input_ids)
+        for number, modality in enumerate(self.encoders, 1):
+            codes[input_ids == self.placeholder(modality)] = number
+        return codes
+
+    @property
+    @abc.abstractmethod
+    def has_cls(self) -> bool:
+        """The encoder has a CLS token that its features leave out."""
+
+    @abc.abstractmethod
+    def vision_layers(self) -> nn.ModuleList:
+        """Layers of the encoder."""
 
     @abc.abstractmethod
     def vision_taps(self, needs: frozenset[str]) -> dict[str, nn.Module]:
@@ -73,32 +106,41 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def images(
-        self, arguments: Mapping[str, Any], features: list[Tensor], capture: VisionCapture
+        self,
+        modality: str,
+        arguments: Mapping[str, Any],
+        features: list[Tensor],
+        capture: VisionCapture,
     ) -> list[CapturedImage]:
-        """Describe the images of one ``get_image_features`` call, in order."""
+        """Describe the images of one encoder call, in order.
+
+        Args:
+            arguments: of the encoder call, by name.
+            features: what the call returned, ``[n, d]`` per image.
+        """
 
 
-@dataclass
-class VisionCapture:
-    """Tensors seen while the encoder ran; signals are computed from them on demand."""
-
-    projector_input: Tensor | None = None
-    projector_output: Tensor | None = None
-    #: per tap of ``vision_taps``: queries, keys ``[B, H, n, dh]`` and the logit scale
-    attention: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+def list_of_layers(tower: nn.Module) -> nn.ModuleList:
+    """The tower's layers; searched for, because their path differs between library versions."""
+    for name, module in tower.named_modules():
+        if name.split(".")[-1] in ("layers", "blocks") and isinstance(module, nn.ModuleList):
+            return module
+    raise PruningUnsupported("the vision tower has no list of layers")
 
 
-def grid_layout(kind: str, rows: int, cols: int) -> TokenLayout:
-    """Layout of an image that is one grid of ``rows x cols`` tokens in raster order."""
-    patch = torch.arange(rows * cols)
+def grids_layout(kind: str, count: int, rows: int, cols: int) -> TokenLayout:
+    """Layout of ``count`` grids of ``rows x cols`` tokens in raster order, one view each."""
+    number = torch.arange(count * rows * cols)
+    patch = number % (rows * cols)
+    tile = number // (rows * cols)
     return TokenLayout(
-        tile=torch.zeros_like(patch),
+        tile=tile,
         patch=patch,
-        view=torch.zeros_like(patch),
+        view=tile.clone(),
         row=patch // cols,
         col=patch % cols,
-        kinds=(kind,),
-        grids=((rows, cols),),
-        n_tiles=1,
+        kinds=(kind,) * count,
+        grids=((rows, cols),) * count,
+        n_tiles=count,
         patch_grid=(rows, cols),
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from methods.base import TokenLayout
 from models.families.base import CapturedImage, VisionCapture
-from models.families.llava import Llava, encoder_signals
+from models.families.llava import Llava
 
 
 class LlavaNext(Llava):
@@ -19,67 +19,79 @@ class LlavaNext(Llava):
     model_types = ("llava_next",)
 
     def images(
-        self, arguments: Mapping[str, Any], features: list[Tensor], capture: VisionCapture
+        self,
+        modality: str,
+        arguments: Mapping[str, Any],
+        features: list[Tensor],
+        capture: VisionCapture,
     ) -> list[CapturedImage]:
         found, start = [], 0
-        for one, size in zip(features, arguments["image_sizes"], strict=True):
-            layout = self._anyres_layout(size)
+        for size in arguments["image_sizes"]:
+            tile_grid = self.tile_grid(size)
+            layout = self._packed_layout(size, tile_grid)
             stop = start + layout.n_tiles
-            found.append(CapturedImage(layout, one, encoder_signals(capture, start, stop)))
+            found.append(CapturedImage(layout, self.signals(capture, start, stop)))
             start = stop
         return found
 
-    def _anyres_layout(self, size: Tensor) -> TokenLayout:
-        """Push token numbers through the library's own packing, so that its rounding is ours."""
-        from transformers.models.llava_next.modeling_llava_next import (
-            get_anyres_image_grid_shape,
-            image_size_to_num_patches,
-        )
+    def tile_grid(self, size: Any) -> tuple[int, int]:
+        """(rows, cols) of the mosaic that the library chooses for an image of (height, width)."""
+        from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
         config = self.model.config
-        side = config.vision_config.image_size // config.vision_config.patch_size
         size = torch.as_tensor(size).cpu()
-        crop = config.vision_config.image_size
-        n_tiles = image_size_to_num_patches(size, config.image_grid_pinpoints, crop)
-        tile = torch.arange(n_tiles)[:, None].expand(n_tiles, side * side)
-        patch = torch.arange(side * side).expand(n_tiles, side * side)
+        grid = get_anyres_image_grid_shape(
+            size, config.image_grid_pinpoints, config.vision_config.image_size
+        )
+        return int(grid[0]), int(grid[1])
+
+    def side(self) -> int:
+        """Patches along one side of a crop."""
+        vision = self.model.config.vision_config
+        return vision.image_size // vision.patch_size
+
+    def marks(self, n_tiles: int) -> Tensor:
+        """``[tiles, P, 2]`` every encoder token marked with its (tile, patch)."""
+        patches = self.side() ** 2
+        tile = torch.arange(n_tiles)[:, None].expand(n_tiles, patches)
+        return torch.stack([tile, torch.arange(patches).expand(n_tiles, patches)], dim=-1)
+
+    def _packed_layout(self, size: Any, tile_grid: tuple[int, int]) -> TokenLayout:
+        # Marks go through the library's own packing, so that its rounding is ours.
         packed, _ = self.core.pack_image_features(
-            [torch.stack([tile, patch], dim=-1)],
-            [size],
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            [self.marks(1 + tile_grid[0] * tile_grid[1])],
+            [torch.as_tensor(size).cpu()],
+            vision_feature_select_strategy=self.model.config.vision_feature_select_strategy,
             image_newline=torch.tensor([-1, -1]),
         )
         tile, patch = packed[0].unbind(-1)
-        grid = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, crop)
-        return _layout(tile, patch, n_tiles, side, grid)
+        return anyres_layout(tile, patch, self.side(), tile_grid)
 
 
-def _layout(
-    tile: Tensor, patch: Tensor, n_tiles: int, side: int, tile_grid: tuple[int, int]
+def anyres_layout(
+    tile: Tensor, patch: Tensor, side: int, tile_grid: tuple[int, int] | None
 ) -> TokenLayout:
+    """Layout of a packed anyres image from its tokens' marks; newline tokens are marked -1."""
     base = side * side
     number = torch.arange(len(tile))
+    if tile_grid is None:
+        # One crop and a single newline behind it, which belongs to the base view.
+        return TokenLayout(
+            tile, patch, torch.zeros_like(number), number // side, number % side,
+            ("base",), ((side, side),), 1, (side, side),
+        )  # fmt: skip
     view = (number >= base).long()
-    kinds, grids = ("base",), ((side, side),)
-    row, col = number // side, number % side
-    if n_tiles > 1:
-        rows = int((tile[base:] < 0).sum())
-        width = (len(tile) - base) // rows
-        row = torch.where(view == 1, (number - base) // width, row)
-        col = torch.where(view == 1, (number - base) % width, col)
-        kinds, grids = ("base", "canvas"), (*grids, (rows, width - 1))
-    else:
-        # A single-crop image carries one newline at its end; it belongs to the base view.
-        view = torch.zeros_like(number)
+    rows = int((tile[base:] == -1).sum())
+    width = (len(tile) - base) // rows
     return TokenLayout(
         tile=tile,
         patch=patch,
         view=view,
-        row=row,
-        col=col,
-        kinds=kinds,
-        grids=grids,
-        n_tiles=n_tiles,
+        row=torch.where(view == 1, (number - base) // width, number // side),
+        col=torch.where(view == 1, (number - base) % width, number % side),
+        kinds=("base", "canvas"),
+        grids=((side, side), (rows, width - 1)),
+        n_tiles=1 + tile_grid[0] * tile_grid[1],
         patch_grid=(side, side),
-        tile_grid=tuple(int(v) for v in tile_grid) if n_tiles > 1 else None,
+        tile_grid=tile_grid,
     )

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 import methods
 from methods import LayerMethod, TokenMethod
 from models import prune
+from models.errors import PruningUnsupported
 from models.oracle import masked
 from tests import tiny
 
 TOLERANCE = 1e-4
 
 
-def built(name: str, **changes: object) -> methods.PruningMethod:
+def built(name: str, family: str, **changes: object) -> methods.PruningMethod:
+    """The method with options that are defined for the family, documented substitutes included."""
     cls = methods.get(name)
-    return methods.build(name, **{**cls.example, **changes})
+    options = {**cls.example, **changes}
+    one = methods.build(name, **options)
+    if "cls_attention" in one.needs and family not in tiny.WITH_CLS:
+        if not cls.without_cls:
+            pytest.skip(f"{name} needs a CLS token, which {family} does not have")
+        options.update(cls.without_cls)
+    if family in tiny.M_ROPE:
+        options["positions"] = "original"
+    return methods.build(name, **options)
 
 
 def pruned(family: str, kernel: str, method: methods.PruningMethod, numbers=(0,), **kw):
@@ -39,7 +51,7 @@ def kept(record) -> list[tuple[int, list[int]]]:
 
 @pytest.mark.parametrize("rows", [(0,), (0, 1, 2)], ids=["single", "ragged"])
 def test_pruned_run_equals_the_full_run_with_dropped_tokens_masked(method, family, kernel, rows):
-    out, records, feed = pruned(family, kernel, built(method), rows)
+    out, records, feed = pruned(family, kernel, built(method, family), rows)
     model = tiny.model(family, kernel)
     with masked(model, records):
         reference = tiny.generate(model, dict(feed))
@@ -53,7 +65,7 @@ def test_pruned_run_equals_the_full_run_with_dropped_tokens_masked(method, famil
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5])
 def test_exactly_the_planned_number_of_tokens_enters_each_layer(method, family, ratio):
-    one = built(method, ratio=ratio)
+    one = built(method, family, ratio=ratio)
     _, records, _ = pruned(family, "sdpa", one, (0, 1), steps=1)
     for record in records:
         if isinstance(one, LayerMethod):
@@ -61,7 +73,7 @@ def test_exactly_the_planned_number_of_tokens_enters_each_layer(method, family, 
             assert record.visual_per_layer == list(plan)
             continue
         n_newline = record.visual_tokens - sum(record.views)
-        if one.scope == "per_tile":
+        if one.scope == "per_tile" and family not in tiny.M_ROPE:
             per_crop = tiny.CROP // tiny.PATCH
             most = record.crops * one.count(per_crop * per_crop)
             least = 1
@@ -74,7 +86,7 @@ def test_exactly_the_planned_number_of_tokens_enters_each_layer(method, family, 
 
 
 def test_text_survives_and_later_layers_never_regain_a_token(method, family):
-    _, records, _ = pruned(family, "sdpa", built(method), (0, 1), steps=1)
+    _, records, _ = pruned(family, "sdpa", built(method, family), (0, 1), steps=1)
     for record in records:
         alive = torch.ones(record.visual_tokens, dtype=torch.bool)
         for layer in range(record.n_layers):
@@ -89,7 +101,7 @@ def test_ratio_zero_is_the_untouched_model_bit_for_bit(method, family, kernel):
     model = tiny.model(family, kernel)
     feed = tiny.inputs(family, [tiny.prompt(family, i) for i in (0, 1)])
     untouched = tiny.generate(model, dict(feed), steps=4)
-    out, records, _ = pruned(family, kernel, built(method, ratio=0.0), (0, 1), steps=4)
+    out, records, _ = pruned(family, kernel, built(method, family, ratio=0.0), (0, 1), steps=4)
     assert torch.equal(out.sequences, untouched.sequences)
     assert all(torch.equal(a, b) for a, b in zip(out.logits, untouched.logits, strict=True))
     assert all(r.mean_removal == 0 for r in records)
@@ -104,7 +116,7 @@ def test_the_model_is_as_before_when_the_context_ends(method, family):
     weights = {k: v.clone() for k, v in model.state_dict().items()}
     feed = tiny.inputs(family, [tiny.prompt(family, 0)])
     before = tiny.generate(model, dict(feed), steps=3)
-    pruned(family, "sdpa", built(method), (0,), steps=3)
+    pruned(family, "sdpa", built(method, family), (0,), steps=3)
     after = tiny.generate(model, dict(feed), steps=3)
     assert all(torch.equal(a, b) for a, b in zip(before.logits, after.logits, strict=True))
     assert dict(table._local_mapping) == lookup
@@ -114,7 +126,7 @@ def test_the_model_is_as_before_when_the_context_ends(method, family):
 
 
 def test_a_sample_keeps_the_same_tokens_alone_and_in_any_batch(method, family):
-    one = built(method)
+    one = built(method, family)
     together, records, _ = pruned(family, "sdpa", one, (0, 1, 2))
     turned, reverse, _ = pruned(family, "sdpa", one, (2, 1, 0))
     for i, record in enumerate(records):
@@ -126,20 +138,20 @@ def test_a_sample_keeps_the_same_tokens_alone_and_in_any_batch(method, family):
 
 
 def test_sdpa_and_eager_keep_the_same_tokens(method, family):
-    _, fused, _ = pruned(family, "sdpa", built(method), (0, 1), steps=1)
-    _, eager, _ = pruned(family, "eager", built(method), (0, 1), steps=1)
+    _, fused, _ = pruned(family, "sdpa", built(method, family), (0, 1), steps=1)
+    _, eager, _ = pruned(family, "eager", built(method, family), (0, 1), steps=1)
     assert [kept(r) for r in fused] == [kept(r) for r in eager]
 
 
 def test_two_runs_with_one_seed_agree(method, family):
-    one = built(method, seed=3)
+    one = built(method, family, seed=3)
     first = pruned(family, "sdpa", one, (0,), steps=1)[1]
     again = pruned(family, "sdpa", one, (0,), steps=1)[1]
     assert kept(first[0]) == kept(again[0])
 
 
 def test_without_a_cache_the_first_decision_stands(method, family):
-    one = built(method)
+    one = built(method, family)
     cached = pruned(family, "sdpa", one, (0, 1), steps=5)
     without = pruned(family, "sdpa", one, (0, 1), steps=5, use_cache=False)
     assert torch.equal(cached[0].sequences, without[0].sequences)
@@ -147,7 +159,7 @@ def test_without_a_cache_the_first_decision_stands(method, family):
 
 
 def test_the_cost_of_selection_is_stated(method):
-    one = built(method)
+    one = built(method, "llava_next")
     shape = methods.SelectionShape(
         views=(64, 176),
         kept=(32, 88),
@@ -168,3 +180,20 @@ def test_the_method_says_what_it_is(method):
     assert cls.title and cls.__doc__ and len(cls.__doc__) > 80
     assert cls.stage in ("projector", "vision", "layer")
     assert issubclass(cls, TokenMethod | LayerMethod)
+
+
+def test_a_missing_cls_token_is_refused_naming_the_substitute(method):
+    cls = methods.get(method)
+    one = methods.build(method, **{**cls.example, "positions": "original"}, **_unpadded(cls))
+    if "cls_attention" not in one.needs:
+        pytest.skip("reads no CLS token")
+    with (
+        pytest.raises(PruningUnsupported, match="CLS") as caught,
+        prune(tiny.model("qwen2_vl"), one),
+    ):
+        pass
+    assert all(str(value) in str(caught.value) for value in cls.without_cls.values())
+
+
+def _unpadded(cls) -> dict[str, str]:
+    return {"anyres": "unpad"} if "anyres" in {f.name for f in dataclasses.fields(cls)} else {}
