@@ -109,7 +109,7 @@ class ModelAnswerer:
     def _lengths(self, new: torch.Tensor) -> list[int]:
         """Generated tokens of each row up to and including the end token."""
         ends = self.vlm.model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
+        ends = ends if isinstance(ends, list) else [ends]  # [None] matches nothing
         lengths = []
         for row in new.tolist():
             stop = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)

@@ -116,7 +116,7 @@ def make(
     }
     labels = {
         "model": config["model"]["name"],
-        "method": config["method"]["name"],
+        "method": _method_label(config["method"]),
         "ratio": f"{config['ratio']:g}",
         "bench": bench["name"],
         "data": data["source"],
@@ -137,3 +137,9 @@ def method_options(config: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments for ``methods.build``: the group's entries plus ratio and seed."""
     own = {k: v for k, v in config["method"].items() if k not in ("name", "_target_")}
     return {**own, "ratio": config["ratio"], "seed": config["seed"]}
+
+
+def _method_label(method: dict[str, Any]) -> str:
+    """Name in tables and paths: the configured one, or the class of an outside method."""
+    target = method.get("_target_")
+    return str(target).rpartition(".")[2] if target else method["name"]

@@ -85,6 +85,7 @@ def _dtype(asked: str, device: str, path: str, revision: str | None) -> torch.dt
 def _load(
     path: str, revision: str | None, device: str, dtype: str, attention: str, name: str
 ) -> VLM:
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     where: dict[str, Any] = {"trust_remote_code": False}
@@ -95,13 +96,23 @@ def _load(
     try:
         wanted = _dtype(dtype, device, path, revision)
         processor = AutoProcessor.from_pretrained(path, **where)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=wanted, attn_implementation=attention, use_safetensors=True, **where
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=wanted,
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            **where,
         )
         model.to(device).eval()
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise ModelLoadError(f"cannot load {path}: {reason.strip()}") from error
+    if missing := sorted(info["missing_keys"]):
+        # The library would go on with random numbers in their place.
+        raise ModelLoadError(
+            f"cannot load {path}: {len(missing)} weights missing, e.g. {missing[0]}"
+        )
     if getattr(processor, "tokenizer", None) is None:
         raise ModelLoadError(f"cannot load {path}: its processor has no tokenizer")
     processor.tokenizer.padding_side = "left"  # generate() continues at the right end

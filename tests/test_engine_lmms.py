@@ -102,7 +102,7 @@ def test_a_cell_in_which_everything_fails_stops_early_and_says_why(run):
     def hopeless(rows):
         return tools.Scripted(lambda question: 1 / 0)
 
-    with pytest.raises(HarnessError, match="first 8 samples all failed.*division by zero"):
+    with pytest.raises(HarnessError, match=r"first 8 samples all failed.*division by zero"):
         run(hopeless, samples=40)
 
 
@@ -153,7 +153,7 @@ def test_after_kill_9_only_the_rest_is_asked(run, tmp_path):
 
 def test_limit_and_indices_choose_rows_of_the_full_split(run, tmp_path):
     limited, _ = run(tools.oracle, tmp_path / "limit", limit=3)
-    chosen, answerer = run(tools.oracle, tmp_path / "indices", indices=[9, 4])
+    chosen, _ = run(tools.oracle, tmp_path / "indices", indices=[9, 4])
     assert [s["doc_id"] for s in limited.samples] == [0, 1, 2]
     assert [s["doc_id"] for s in chosen.samples] == [9, 4]
     assert chosen.metrics["exact_match"] == 1.0, "answers are matched to the right documents"

@@ -1,0 +1,58 @@
+"""A tiny random checkpoint with processor and chat template, saved as the hub would have it."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+from tests import tiny
+
+SPECIAL = ["<pad>", "<bos>", "<end>", "<image>", "<unk>"]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image>{% else %}{{ '\n' + c['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+)
+
+
+def tokenizer():
+    """One token a character; adds a begin token of its own, as Llama's does."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = string.ascii_letters + string.digits + " .,?!:'\n-/()"
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *letters])}
+    assert len(vocabulary) <= tiny.VOCABULARY
+    base = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    base.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    base.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=base,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<end>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )
+
+
+def save(folder: Path) -> Path:
+    """Write a LLaVA checkpoint into ``folder``."""
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    side = {"height": tiny.CROP, "width": tiny.CROP}
+    processor = LlavaProcessor(
+        CLIPImageProcessor(size={"shortest_edge": tiny.CROP}, crop_size=side),
+        tokenizer(),
+        patch_size=tiny.PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+    model = tiny.model("llava", "sdpa")
+    model.generation_config.eos_token_id = SPECIAL.index("<end>")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

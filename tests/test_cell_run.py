@@ -1,0 +1,128 @@
+"""A whole cell through the command line, on a tiny random checkpoint and mini data."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from harness import cli
+from tests import checkpoint_tools
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return checkpoint_tools.save(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def run(checkpoint, tmp_path, capsys):
+    """Runs the command line; returns exit status, stdout and stderr."""
+
+    def go(*arguments):
+        common = [f"model.path={checkpoint}", f"paths.results={tmp_path}", "data.samples=6"]
+        status = cli.main([*arguments, *common, "decoding.max_new_tokens=3"])
+        return status, *capsys.readouterr()
+
+    return go
+
+
+def cells(folder):
+    return sorted(folder.glob("runs/textvqa/embedded/*"))
+
+
+def test_a_cell_is_stored_printed_and_not_run_twice(run, tmp_path):
+    status, out, err = run("method=gprune", "ratio=0.5")
+    assert (status, err) == (0, "")
+    assert "gprune" in out and "mini" in out and "results: " in out
+    (folder,) = cells(tmp_path)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["key"].startswith(folder.name.rpartition("-")[2])
+    assert (result["data"], result["n_samples"], result["n_failed"]) == ("mini", 6, 0)
+    assert result["counters"]["removal"] == 0.5
+    assert set(result["counters"]["macs"]) >= {"vision", "projector", "selection", "llm", "total"}
+    assert result["peak_memory"]["rss"] > 0 and result["provenance"]["versions"]["torch"]
+    described = yaml.safe_load((folder / "cell.yaml").read_text())
+    assert described["identity"]["method"]["ratio"] == 0.5
+    assert (folder / "log.txt").read_text()
+
+    before = (folder / "result.json").stat().st_mtime_ns
+    status, out, _ = run("method=gprune", "ratio=0.5")
+    assert status == 0 and "finished on" in out and "gprune" in out
+    assert (folder / "result.json").stat().st_mtime_ns == before
+
+    status, out, _ = run("method=gprune", "ratio=0.5", "force=true")
+    assert status == 0 and "finished on" not in out
+    assert list(folder.glob("previous-*/result.json"))
+
+
+def test_an_interrupted_cell_continues_where_it_was(run, tmp_path):
+    run("method=random", "ratio=0.5")
+    (folder,) = cells(tmp_path)
+    lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)
+    first = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").unlink()
+    (folder / "samples.jsonl").write_text("".join(lines[:4]) + lines[4][:30])
+    status, out, _ = run("method=random", "ratio=0.5")
+    assert status == 0 and "continuing after 4 answered samples" in out
+    second = json.loads((folder / "result.json").read_text())
+    assert second["resumed_after"] == 4 and second["score"] == first["score"]
+    again = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [s["answer"] for s in again] == [json.loads(line)["answer"] for line in lines]
+
+
+def test_a_sweep_runs_the_baseline_once_and_shows_all(run, tmp_path):
+    status, out, err = run("-m", "method=none,random", "ratio=0.5,0.9", "bench.limit=2")
+    assert status == 0 and err == ""
+    assert "method=none has no ratio" in out and "finished on" in out
+    assert [folder.name.rpartition("-")[0] for folder in cells(tmp_path)] == [
+        "none-0",
+        "random-0.5",
+        "random-0.9",
+    ]
+    assert out.count("samples/s") == 1, "one table for the whole sweep"
+
+
+def test_a_failed_job_does_not_take_the_others_down(run, tmp_path):
+    status, out, err = run("-m", "method=random", "ratio=0.5,1.5", "bench.limit=2")
+    assert status == 1
+    assert "failed: [1] " in err and "ratio must be a number" in err
+    assert len(cells(tmp_path)) == 1 and "random" in out
+
+
+def test_a_bad_option_value_is_one_line_and_leaves_no_directory(run, tmp_path):
+    status, _, err = run("method=gprune", "ratio=0.5", "method.edge=clop")
+    assert status == 2 and err.count("\n") == 1 and "did you mean 'clip'" in err
+    assert cells(tmp_path) == []
+
+
+def test_a_method_class_from_elsewhere(run, tmp_path):
+    target = "method._target_=methods.random.RandomPruning"
+    status, _, err = run("method=custom", target, "ratio=0.5", "+method.newline=drop")
+    assert (status, err) == (0, "")
+    (folder,) = cells(tmp_path)
+    assert folder.name.startswith("RandomPruning-0.5-")
+    status, _, err = run("method=custom", "method._target_=no.such.Class", "ratio=0.5")
+    assert status == 2 and err.count("\n") == 1 and "cannot import no.such.Class" in err
+    status, _, err = run("method=custom", "method._target_=pathlib.Path", "ratio=0.5")
+    assert status == 2 and "is not a methods.PruningMethod" in err
+
+
+def test_a_failed_sample_marks_the_cell(run, tmp_path, monkeypatch):
+    from harness.answerer import ModelAnswerer
+
+    real = ModelAnswerer.answer
+
+    def answer(self, batch):
+        if any(question.doc_id == 3 for question in batch):
+            raise RuntimeError("out of memory")
+        return real(self, batch)
+
+    monkeypatch.setattr(ModelAnswerer, "answer", answer)
+    status, out, _ = run("method=random", "ratio=0.5")
+    assert status == 0 and "5/6" in out and "some samples failed" in out
+    (folder,) = cells(tmp_path)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["n_failed"] == 1
+    assert result["failures"] == [{"doc_id": 3, "error": "RuntimeError: out of memory"}]
