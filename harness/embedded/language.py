@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -150,12 +151,12 @@ def see(tower: nn.Module, images: Tensor) -> Tensor:
 
 
 def assemble(
-    speaker: Speaker, visual: Tensor, places: Tensor, batch: dict[str, Tensor], total: int
+    speaker: Speaker, visual: Tensor, places: Tensor, batch: dict[str, Tensor], total: int | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings (B, L, 128), positions (B, L) and mask (B, 1, L, L) of a packed batch.
 
     `visual` (B, V, 128) sits at positions `places` (B, V); negative places are padding. The text
-    starts at position `total`, the length of the whole unpruned prefix.
+    starts at position `total`, the length of the whole unpruned prefix: a number, or (B, 1).
     """
     b = places.shape[0]
     device = visual.device
@@ -314,6 +315,31 @@ def exact(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     return wrong == 0
 
 
+def count_hits(
+    tally: dict[str, list[int]], good: Tensor, blocks: list[list[packing.Block]]
+) -> None:
+    """Add a batch to the tally by question kind; multiple choice counts as `choice`."""
+    for i, mine in enumerate(blocks):
+        for j, k in enumerate(mine):
+            name = "choice" if k.style in packing.questions.CHOICE_STYLES else k.kind
+            one = tally.setdefault(name, [0, 0])
+            one[0] += int(good[i, j])
+            one[1] += 1
+
+
+def held_out(
+    first: int, count: int, per_picture: int, choices: float, size: tuple[int, int] | None = None
+) -> tuple[list[world.Picture], list[list[packing.Block]]]:
+    """Held-out pictures from number `first` on, with the blocks of their questions."""
+    rng = np.random.default_rng([11, first])
+    size = size or (world.TILE, world.TILE)
+    pictures = [world.draw(world.HELD_OUT_SEED + first + i, size=size) for i in range(count)]
+    asked = [packing.questions.sample(p, rng, per_picture, choices) for p in pictures]
+    kept = [(p, a) for p, a in zip(pictures, asked, strict=True) if a]
+    blocks = [[packing.make_block(q, s) for q, s in a] for _, a in kept]
+    return [p for p, _ in kept], blocks
+
+
 @torch.no_grad()
 def evaluate(
     speaker: Speaker,
@@ -324,31 +350,20 @@ def evaluate(
     choices: float = 0.25,
     first: int = 500_000,
 ) -> dict[str, float]:
-    """Exact match by question kind on held-out pictures; multiple choice counts as `choice`."""
-    import numpy as np
-
+    """Exact match by question kind on held-out pictures."""
     tally: dict[str, list[int]] = {}
     for start in range(0, count, 16):
-        rng = np.random.default_rng([11, first, start])
-        pictures = [world.draw(world.HELD_OUT_SEED + first + start + i) for i in range(16)]
-        asked = [packing.questions.sample(p, rng, per_picture, choices) for p in pictures]
-        keep = [i for i, a in enumerate(asked) if a]
-        blocks = [[packing.make_block(q, s) for q, s in asked[i]] for i in keep]
+        pictures, blocks = held_out(first + start, min(16, count), per_picture, choices)
         arrays = packing.pack_blocks(blocks)
-        arrays["image"] = np.stack([pictures[i].image for i in keep])
+        arrays["image"] = np.stack([p.image for p in pictures])
         batch = to_tensors(arrays, device)
         visual = speaker.project(see(tower, batch["image"]))
-        places = torch.arange(IMAGE_TOKENS, device=device).expand(len(keep), -1)
+        places = torch.arange(IMAGE_TOKENS, device=device).expand(len(blocks), -1)
         x, position, mask = assemble(speaker, visual, places, batch, IMAGE_TOKENS)
-        states, _ = forward(speaker, x, position, mask)
-        _, logits = answer_loss(speaker, states, batch, len(packing.PREFIX) + IMAGE_TOKENS)
-        good = exact(logits, batch)
-        for i, mine in enumerate(blocks):
-            for j, k in enumerate(mine):
-                name = "choice" if k.style in packing.questions.CHOICE_STYLES else k.kind
-                one = tally.setdefault(name, [0, 0])
-                one[0] += int(good[i, j])
-                one[1] += 1
+        front = len(packing.PREFIX) + IMAGE_TOKENS
+        states, _ = forward(speaker, x, position, mask, prefix=front)
+        _, logits = answer_loss(speaker, states, batch, front)
+        count_hits(tally, exact(logits, batch), blocks)
     return {k: round(a / n, 3) for k, (a, n) in sorted(tally.items())}
 
 
@@ -405,6 +420,7 @@ def train_language(
     worker: bool = True,
     save_every: int = 150,
     stop_after: int | None = None,
+    check: int = 128,
 ) -> dict[str, Any]:
     """Stage 2b with the tower frozen; the state lands in `out/language.pt`."""
     seed_everything(seed + 2)
@@ -440,7 +456,7 @@ def train_language(
             scores = evaluate(speaker, tower, device, 48)
             tqdm.write(f"language step {step + 1}: {shown} {scores}")
     save(last)
-    scores = evaluate(speaker, tower, device)
+    scores = evaluate(speaker, tower, device, check)
     tqdm.write(f"language: {scores}")
     return {"exact": scores, "steps": last}
 

@@ -17,6 +17,7 @@ from harness.data import questions, world
 from harness.data.questions import Question
 from harness.data.world import Picture
 from harness.embedded.tokens import ASSISTANT, BOS, END, PAD, USER, build_tokenizer
+from harness.embedded.tower import facts
 
 PREFIX = (BOS, USER)
 IGNORE = -100
@@ -148,6 +149,7 @@ def language_batch(
     out = pack_blocks(blocks)
     out["image"] = np.stack([p.image for p in pictures])
     out["keep"] = np.stack(keep)
+    out["facts"] = np.stack([facts(p) for p in pictures])
     for name in ("kind", "color", "glyph", "left", "right"):
         out[name] = np.stack([p.labels[name].reshape(-1) for p in pictures])
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from harness.embedded.common import Budget
@@ -23,12 +24,35 @@ def run(stage: str, args: argparse.Namespace) -> dict[str, Any]:
         return tower.train_tower(
             budget=_budget(tower.BUDGET, args), compiled=args.compile, **common
         )
-    if stage == "align":
+    if stage in ("align", "language"):
         from harness.embedded import language
 
-        return language.run_align(budget=_budget(language.ALIGN, args), **common)
-    if stage == "language":
-        from harness.embedded import language
-
+        if stage == "align":
+            return language.run_align(budget=_budget(language.ALIGN, args), **common)
         return language.train_language(budget=_budget(language.BUDGET, args), **common)
-    raise ValueError(stage)
+    if stage == "joint":
+        from harness.embedded import joint
+
+        return joint.train_joint(budget=_budget(joint.BUDGET, args), **common)
+    if stage == "anyres":
+        from harness.embedded import anyres
+
+        return anyres.train_anyres(budget=_budget(anyres.BUDGET, args), **common)
+    return export_all(args.out, args.models)
+
+
+def export_all(out: Path, models: Path) -> dict[str, Any]:
+    """Write every form whose stage has run; the newest finished stage wins."""
+    from harness.embedded import common, export, joint
+
+    sizes = {}
+    for name in ("joint", "language"):
+        if (out / f"{name}.pt").exists():
+            tower, _, speaker = joint.load_parts(out, "cpu", name)
+            sizes["llava"] = export.save_model(models / "llava", tower, speaker)
+            break
+    if (out / "anyres.pt").exists():
+        tower, _, speaker = joint.load_parts(out, "cpu", "anyres")
+        newline = common.load_state(out / "anyres.pt")["newline"]
+        sizes["llava-next"] = export.save_model(models / "llava-next", tower, speaker, newline)
+    return {"bytes": sizes}

@@ -139,6 +139,23 @@ def class_weights(name: str) -> Tensor:
     return weight
 
 
+def label_loss(heads: PatchHeads, x: Tensor, labels: dict[str, Tensor]) -> Tensor:
+    """Loss of the patch heads on normalised features x (..., 128) with labels (...) each."""
+    total = x.new_zeros(())
+    for name, layer in heads.patch.items():
+        target = labels[name].long()
+        keep = target != world.IGNORE
+        logits = layer(x[keep]).float()
+        weight = class_weights(name).to(logits.device)
+        target = target[keep]
+        scale = weight[target]
+        if name == "color":
+            scale = torch.where(labels["glyph"][keep] != world.IGNORE, 4 * scale, scale)
+        loss = F.cross_entropy(logits, target, reduction="none")
+        total = total + HEAD_WEIGHT[name] * (loss * scale).sum() / scale.sum().clamp(min=1)
+    return total
+
+
 def patch_loss(
     heads: PatchHeads,
     hidden: Tensor,
@@ -146,26 +163,14 @@ def patch_loss(
     facts_weight: float = 6.0,
     pooled: Tensor | None = None,
 ) -> Tensor:
-    """Loss of the patch heads on hidden (N, 197, 128); CLS is token 0."""
+    """Patch labels and facts from hidden (N, 197, 128), where CLS is token 0."""
     x = heads.norm(hidden)
-    total = x.new_zeros(())
-    for name, layer in heads.patch.items():
-        target = batch[name].long()
-        keep = target != world.IGNORE
-        logits = layer(x[:, 1:][keep]).float()
-        weight = class_weights(name).to(logits.device)
-        target = target[keep]
-        scale = weight[target]
-        if name == "color":
-            scale = torch.where(batch["glyph"][keep] != world.IGNORE, 4 * scale, scale)
-        loss = F.cross_entropy(logits, target, reduction="none")
-        total = total + HEAD_WEIGHT[name] * (loss * scale).sum() / scale.sum().clamp(min=1)
+    total = label_loss(heads, x[:, 1:], batch)
     for layer, vector in ((heads.cls, x[:, 0]), (heads.pooled, pooled)):
         if vector is not None:
             logits = layer(vector).float()
-            total = total + facts_weight * F.binary_cross_entropy_with_logits(
-                logits, batch["facts"]
-            )
+            loss = F.binary_cross_entropy_with_logits(logits, batch["facts"])
+            total = total + facts_weight * loss
     return total
 
 
@@ -214,6 +219,7 @@ def train_tower(
     compiled: bool = False,
     save_every: int = 200,
     stop_after: int | None = None,
+    check: int = 256,
 ) -> dict[str, Any]:
     """Train the tower; the state lands in `out/tower.pt` and a later call picks it up there."""
     seed_everything(seed)
@@ -252,6 +258,6 @@ def train_tower(
             save(step + 1)
             tqdm.write(f"tower step {step + 1}: {tower_gates(tower, heads, device, 64)}")
     save(last)
-    gates = tower_gates(tower, heads, device)
+    gates = tower_gates(tower, heads, device, check)
     tqdm.write(f"tower gates (want {GATES}): {gates}")
     return {"gates": gates, "steps": last}

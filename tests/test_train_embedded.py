@@ -1,0 +1,141 @@
+"""The training stages on a tiny budget, and that an interrupted run ends at the same weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from harness.data import questions, world
+from harness.embedded import anyres, export, joint, language, packing, tokens, tower
+from harness.embedded.common import Budget, load_state, normalise
+from harness.embedded.tower import to_tensors
+
+TINY = Budget(steps=2, batch=2, lr=1e-3, warmup=1)
+QUIET = {"worker": False, "bf16": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """All stages, two steps each."""
+    out = tmp_path_factory.mktemp("chain")
+    tower.train_tower(out, 0, budget=TINY, check=4, **QUIET)
+    language.run_align(out, 0, budget=TINY, worker=False)
+    language.train_language(out, 0, budget=TINY, check=4, **QUIET)
+    joint.train_joint(out, 0, budget=TINY, check=4, **QUIET)
+    anyres.train_anyres(out, 0, budget=TINY, check=1, **QUIET)
+    return out
+
+
+STAGES = [
+    ("tower", tower.train_tower, 4),
+    ("language", language.train_language, 4),
+    ("joint", joint.train_joint, 4),
+    ("anyres", anyres.train_anyres, 1),
+]
+
+
+@pytest.mark.parametrize(("name", "train", "check"), STAGES, ids=[s[0] for s in STAGES])
+def test_resume_equals_an_uninterrupted_run(name, train, check, chain, tmp_path):
+    for needed in ("tower", "align", "language", "joint"):
+        if needed != name:
+            (tmp_path / f"{needed}.pt").write_bytes((chain / f"{needed}.pt").read_bytes())
+    train(tmp_path, 0, budget=TINY, check=check, stop_after=1, **QUIET)
+    assert load_state(tmp_path / f"{name}.pt")["step"] == 1
+    train(tmp_path, 0, budget=TINY, check=check, **QUIET)
+    whole, resumed = load_state(chain / f"{name}.pt"), load_state(tmp_path / f"{name}.pt")
+    assert resumed["step"] == whole["step"] == 2
+    part = "tower" if name == "tower" else "speaker"
+    for key, value in whole[part].items():
+        assert torch.equal(value, resumed[part][key]), key
+
+
+def test_batches_depend_on_the_step_alone():
+    one, two = (packing.language_batch(5, 0, 2, 2, 4, 80, 0.3) for _ in range(2))
+    assert all(np.array_equal(one[k], two[k]) for k in one)
+    other = packing.language_batch(6, 0, 2, 2, 4, 80, 0.3)
+    assert not np.array_equal(one["image"], other["image"])
+
+
+def test_sign_text_is_one_token_a_character():
+    tokenizer = tokens.build_tokenizer()
+    for text in ("WATER", "KXBR", "0427", "Q9J"):
+        assert len(tokenizer(text).input_ids) == len(text)
+        assert len(tokenizer(f"A. {text}\n").input_ids) == len(text) + 4
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+    for word in (*world.COLORS, *world.SHAPES, *world.GROUNDS, *world.SKIES, "yes", "no"):
+        assert len(tokenizer(word).input_ids) == len(tokenizer(f" {word}").input_ids) == 1
+
+
+@pytest.mark.parametrize("size", anyres.SIZES, ids=str)
+def test_packed_forward_equals_hugging_face(size, chain):
+    """Packed blocks behind one prefix give the logits of separate prompts in both forms."""
+    single = size == (112, 112)
+    vision, _, speaker = joint.load_parts(chain, "cpu", "joint")
+    picture = world.draw(4, "scene", size=size)
+    asked = questions.sample(picture, np.random.default_rng(0), 6, 0.5)[:3]
+    blocks = [[packing.make_block(q, s) for q, s in asked]]
+    newline = torch.full((128,), 0.1)
+    model = export.assemble_model(vision, speaker, None if single else newline)
+    processor = tokens.build_processor(anyres=not single)
+    with torch.no_grad():
+        if single:
+            arrays = packing.pack_blocks(blocks) | {"image": picture.image[None]}
+            batch = to_tensors(arrays, "cpu")
+            visual = speaker.project(language.see(vision, batch["image"]))
+            places, total = torch.arange(196)[None], 196
+        else:
+            batch = to_tensors(anyres.collate([picture], blocks, None), "cpu")
+            _, visual = anyres.look(vision, speaker, newline, batch)
+            places, total = batch["keep"], batch["total"]
+        x, position, mask = language.assemble(speaker, visual, places, batch, total)
+        front = 2 + places.shape[1]
+        states, _ = language.forward(speaker, x, position, mask, prefix=front)
+        _, logits = language.answer_loss(speaker, states, batch, front)
+        row = 0
+        for (q, style), block in zip(asked, blocks[0], strict=True):
+            content = [{"type": "image"}, {"type": "text", "text": questions.render(q, style)}]
+            text = processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+            inputs = processor(text=text, images=[picture.image], return_tensors="pt")
+            if single:
+                seen = normalise(batch["image"])
+                assert torch.allclose(seen, inputs["pixel_values"], atol=1e-5)
+            inputs["pixel_values"] = normalise(batch["image"])[None if not single else slice(None)]
+            theirs = model(**inputs).logits[0, -1]
+            assert torch.allclose(logits[0, row], theirs, atol=2e-4)
+            row += len(block.rows)
+
+
+def test_grounding_never_reads_the_picture_before_layer_two():
+    assert min(language.OBJECT_LAYERS + language.CHAR_LAYERS) >= 2
+    batch = to_tensors(packing.language_batch(0, 0, 2, 2, 6, 80, 0.3), "cpu")
+    front = 2 + 80
+    wanted = language.wanted_attention(batch, batch["keep"], front + batch["ids"].shape[1])
+    for layer in language.WORD_LAYERS:
+        assert not wanted[layer][:, :, :front].any()
+
+
+def test_export_loads_through_the_auto_classes(chain, tmp_path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    vision, _, speaker = joint.load_parts(chain, "cpu", "anyres")
+    newline = load_state(chain / "anyres.pt")["newline"]
+    total = 0
+    for name, line in (("llava", None), ("llava-next", newline)):
+        total += export.save_model(tmp_path / name, vision, speaker, line)
+        processor = AutoProcessor.from_pretrained(tmp_path / name)
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path / name, dtype=torch.float32)
+        assert type(processor).__name__.startswith("Llava")
+        assert model.config.vision_feature_layer == -2
+        assert all(p.stat().st_mode & 0o777 == 0o644 for p in (tmp_path / name).iterdir())
+    assert total <= 10_000_000
