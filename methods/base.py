@@ -140,15 +140,19 @@ class ImageTokens:
     """All visual tokens of one image: ``features [n, d]``, their layout, and lazy signals.
 
     ``signals`` maps a name to a function without arguments; per-token signals come per encoder
-    token ``[tiles, patches, ...]`` and are gathered for each view.
+    token ``[tiles, patches, ...]`` and are gathered for each view. ``pack`` is the model's own way
+    from encoder tokens to packed ones, ``[tiles, patches, ...] -> [n, ...]``, and is given where
+    that is more than a gather (a shrunk canvas).
     """
 
     features: Tensor
     layout: TokenLayout
     key: tuple[str, int]
     signals: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    pack: Callable[[Tensor], Tensor] | None = None
 
     def signal(self, name: str) -> Tensor:
+        """Signal ``name`` per encoder token; :class:`MethodError` lists what there is."""
         if name not in self.signals:
             raise MethodError(
                 f"this model family has no signal '{name}' (it offers: "
@@ -389,13 +393,21 @@ class TokenMethod(PruningMethod):
 
         def signal(name: str) -> Tensor:
             full = image.signal(name)
-            picked = full[tile.clamp(min=0).to(full.device), patch.to(full.device)]
-            row_end = (tile < 0).to(full.device)
+            if image.pack is not None:
+                picked = image.pack(full)[index.to(full.device)]
+            else:
+                picked = full[tile.clamp(min=0).to(full.device), patch.to(full.device)]
+            row_end = (tile == -1).to(full.device)
             return self._cast(picked).masked_fill(row_end.reshape(-1, *[1] * (picked.dim() - 1)), 0)
 
         return signal
 
     def _tile_views(self, image: ImageTokens) -> list[View]:
+        if bool((image.layout.tile == -2).any()):
+            raise MethodError(
+                f"{self.name}: scope=per_tile is undefined for an image whose canvas the model "
+                "shrinks; use scope=per_view"
+            )
         features, table = image.signal("tile_features"), image.layout.inverse()
         return [
             View(

@@ -468,8 +468,9 @@ class _Runtime:
             slots, vectors = [], []
             for number, image in enumerate(images):
                 mine = columns[offset : offset + len(image.layout)]
+                key = (batch.sample_ids[row], number)
                 tokens = ImageTokens(
-                    source[row, mine], image.layout, (batch.sample_ids[row], number), image.signals
+                    source[row, mine], image.layout, key, image.signals, image.pack
                 )
                 picked = method.keep(tokens)
                 alive[offset + picked.indices] = True

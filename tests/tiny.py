@@ -276,7 +276,7 @@ def generate(made: nn.Module, feed: dict[str, Tensor], steps: int = 9, **kw: obj
             **feed,
             max_new_tokens=steps,
             do_sample=False,
-            suppress_tokens=[IMAGE_TOKEN],
+            suppress_tokens=[IMAGE_TOKEN, VIDEO_TOKEN],
             output_logits=True,
             return_dict_in_generate=True,
             **kw,

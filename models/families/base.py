@@ -22,10 +22,14 @@ Signals = Mapping[str, Callable[[], Tensor]]
 
 @dataclass
 class CapturedImage:
-    """One image (or video) as it left the encoder: its layout and lazily computed signals."""
+    """One image (or video) as it left the encoder: its layout and lazily computed signals.
+
+    ``pack`` as in :class:`methods.ImageTokens`.
+    """
 
     layout: TokenLayout
     signals: Signals = field(default_factory=dict)
+    pack: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass

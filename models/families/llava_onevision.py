@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,9 @@ from models.families.base import (
     grids_layout,
 )
 from models.families.llava_next import LlavaNext, anyres_layout
+
+#: mark of a token behind which no single encoder token lies
+SHRUNK = -2
 
 
 class LlavaOnevision(LlavaNext):
@@ -44,37 +48,36 @@ class LlavaOnevision(LlavaNext):
         aspect = arguments.get("vision_aspect_ratio") or self.model.config.vision_aspect_ratio
         found, start = [], 0
         for size, tiled in zip(sizes, alone, strict=True):
-            layout, exact = self._onevision_layout(size, tiled, aspect)
+            layout = self._onevision_layout(size, tiled, aspect)
             stop = start + layout.n_tiles
-            # A shrunk canvas has no encoder token per token, so it has no per-token signals.
-            signals = self.signals(capture, start, stop) if exact else {}
-            found.append(CapturedImage(layout, signals))
+            shrunk = bool((layout.tile == SHRUNK).any())
+            pack = functools.partial(self._packed, size, aspect) if shrunk else None
+            found.append(CapturedImage(layout, self.signals(capture, start, stop), pack))
             start = stop
         return found
 
-    def _onevision_layout(self, size: Any, tiled: bool, aspect: str) -> tuple[TokenLayout, bool]:
+    def _packed(self, size: Any, aspect: str, values: Tensor, row_end: float = 0.0) -> Tensor:
+        """``[tiles, P, ...]`` through the library's packing: mosaic, unpad, shrink, row ends."""
+        flat = values.float().flatten(2) if values.dim() > 2 else values.float()[..., None]
+        packed, _ = self.core.pack_image_features(
+            [flat],
+            [torch.as_tensor(size).cpu()],
+            image_newline=flat.new_full((flat.shape[-1],), row_end),
+            vision_aspect_ratio=aspect,
+        )
+        return packed[0].reshape(-1, *values.shape[2:])
+
+    def _onevision_layout(self, size: Any, tiled: bool, aspect: str) -> TokenLayout:
         grid = self.tile_grid(size) if tiled else None
-        n_tiles = 1 + (grid[0] * grid[1] if grid else 0)
-        if grid == (1, 1) and n_tiles == 1:
-            grid = None
-
-        def pack(limit: str) -> Tensor:
-            packed, _ = self.core.pack_image_features(
-                [self.marks(n_tiles).float()],
-                [torch.as_tensor(size).cpu()],
-                image_newline=torch.tensor([-1.0, -1.0]),
-                vision_aspect_ratio=limit,
-            )
-            return packed[0]
-
-        marks, unshrunk = pack(aspect), pack(f"anyres_max_{10**6}")
-        exact = len(marks) == len(unshrunk)
+        marks = self.marks(1 + (grid[0] * grid[1] if grid else 0))
+        packed = self._packed(size, aspect, marks, -1)
+        exact = len(packed) == len(self._packed(size, f"anyres_max_{10**6}", marks, -1))
         if not exact:
-            canvas = torch.arange(len(marks)) >= self.side() ** 2
-            newline = marks[:, 0] == -1
-            marks = torch.where((canvas & ~newline)[:, None], torch.tensor(-2.0), marks)
-        tile, patch = marks.long().unbind(-1)
-        return anyres_layout(tile, patch, self.side(), grid), exact
+            canvas = torch.arange(len(packed)) >= self.side() ** 2
+            inside = canvas & (packed[:, 0] != -1)
+            packed = packed.masked_fill(inside[:, None], SHRUNK)
+        tile, patch = packed.long().unbind(-1)
+        return anyres_layout(tile, patch, self.side(), grid)
 
 
 def _video_layout(n_tokens: int, frames: int) -> TokenLayout:

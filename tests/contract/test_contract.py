@@ -28,6 +28,8 @@ def built(name: str, family: str, **changes: object) -> methods.PruningMethod:
         options.update(cls.without_cls)
     if family in tiny.M_ROPE:
         options["positions"] = "original"
+    if getattr(one, "scope", "") == "per_tile" and family == "llava_onevision":
+        options["scope"] = "per_view"
     return methods.build(name, **options)
 
 
