@@ -72,7 +72,9 @@ def _job(cfg: DictConfig) -> None:
             _failed.append(error)
         return
     sweep = _Sweep(Path(HydraConfig.get().sweep.dir))
-    overrides = " ".join(HydraConfig.get().overrides.task)
+    # What distinguishes this job; options common to all stand in the command already.
+    varying = [o for o in HydraConfig.get().overrides.task if o not in sys.argv]
+    overrides = " ".join(varying) or "the only job"
     number = HydraConfig.get().job.num
     print(f"[{number}] {overrides}", flush=True)
     try:
