@@ -41,23 +41,11 @@ class ModelAnswerer:
         return [answer for answer in answers if answer is not None]
 
     def _generate(self, batch: Sequence[Question], images: list[list[Any]]) -> list[Answer]:
-        inputs = self._inputs(batch, images)
+        inputs = chat_inputs(self.vlm, batch, images)
         self.run.take()  # a batch that failed may have left records behind
         self.run.begin([question.sample_id for question in batch])
         clock = FirstToken(self.vlm.device)
-        with torch.inference_mode():
-            output = self.vlm.model.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                use_cache=True,
-                max_new_tokens=batch[0].max_new_tokens or self.max_new_tokens,
-                pad_token_id=self.vlm.processor.tokenizer.pad_token_id,
-                logits_processor=[clock],
-            )
+        output = self._greedy(inputs, batch[0].max_new_tokens or self.max_new_tokens, clock)
         seconds = clock.stop()
         records = self.run.take()
         if len(records) != len(batch):
@@ -66,7 +54,7 @@ class ModelAnswerer:
         texts = self.vlm.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
         clocks = {
             "generate_s": round(seconds / len(batch), 6),
-            "prefill_s": round(clock.first / len(batch), 6),
+            "prefill_s": None if clock.first is None else round(clock.first / len(batch), 6),
             "generate_rows": len(batch),
         }
         return [
@@ -75,21 +63,24 @@ class ModelAnswerer:
             for text, n, record in zip(texts, self._lengths(new), records, strict=True)
         ]  # fmt: skip
 
-    def _inputs(self, batch: Sequence[Question], images: list[list[Any]]) -> Any:
-        processor = self.vlm.processor
-        chats = [_messages(q.prompt, len(i)) for q, i in zip(batch, images, strict=True)]
-        texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in chats]
-        flat = [image for found in images for image in found]
-        bos = processor.tokenizer.bos_token
-        inputs = processor(
-            text=texts,
-            images=flat or None,
-            padding=True,
-            return_tensors="pt",
-            # Some templates write the begin token themselves; it must not stand there twice.
-            add_special_tokens=not (bos and texts[0].startswith(bos)),
-        )
-        return inputs.to(self.vlm.device, getattr(torch, self.vlm.dtype))
+    def _greedy(self, inputs: Any, limit: int, clock: FirstToken) -> torch.Tensor:
+        try:
+            with torch.inference_mode():
+                return self.vlm.model.generate(
+                    **inputs,
+                    do_sample=False,
+                    num_beams=1,
+                    temperature=None,
+                    top_p=None,
+                    top_k=None,
+                    use_cache=True,
+                    max_new_tokens=limit,
+                    pad_token_id=self.vlm.processor.tokenizer.pad_token_id,
+                    logits_processor=[clock],
+                )
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()  # the samples are asked again one by one and need the room
+            raise
 
     def _counts(self, record: Any) -> dict[str, Any]:
         config = self.vlm.model.config
@@ -122,7 +113,7 @@ class FirstToken:
 
     def __init__(self, device: str) -> None:
         self._cuda = device.startswith("cuda")
-        self.first = float("nan")
+        self.first: float | None = None
         self._start = self._now()
 
     def _now(self) -> float:
@@ -131,12 +122,30 @@ class FirstToken:
         return time.perf_counter()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if self.first != self.first:
+        if self.first is None:
             self.first = self._now() - self._start
         return scores
 
     def stop(self) -> float:
         return self._now() - self._start
+
+
+def chat_inputs(vlm: VLM, batch: Sequence[Question], images: Sequence[Sequence[Any]]) -> Any:
+    """Model inputs of a batch of questions: chat template, left padding, on the model's device."""
+    processor = vlm.processor
+    chats = [_messages(q.prompt, len(i)) for q, i in zip(batch, images, strict=True)]
+    texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in chats]
+    flat = [image for found in images for image in found]
+    bos = processor.tokenizer.bos_token
+    inputs = processor(
+        text=texts,
+        images=flat or None,
+        padding=True,
+        return_tensors="pt",
+        # Some templates write the begin token themselves; it must not stand there twice.
+        add_special_tokens=not (bos and texts[0].startswith(bos)),
+    )
+    return inputs.to(vlm.device, getattr(torch, vlm.dtype))
 
 
 def _messages(prompt: str, images: int) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -67,7 +68,9 @@ def _job(cfg: DictConfig) -> None:
     """One Hydra job. In a sweep a failure is noted and the other jobs go on."""
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         try:
-            _show([_run(cfg, sweep=False)])
+            result = _run(cfg, sweep=False)
+            if cfg.task == "cell":
+                _show([result])
         except Exception as error:  # Hydra would print a line of its own; main() explains it
             _failed.append(error)
         return
@@ -78,7 +81,8 @@ def _job(cfg: DictConfig) -> None:
     number = HydraConfig.get().job.num
     print(f"[{number}] {overrides}", flush=True)
     try:
-        sweep.note(number, overrides, result=_run(cfg, sweep=True))
+        result = _run(cfg, sweep=True)
+        sweep.note(number, overrides, **({"result": result} if cfg.task == "cell" else {}))
     except Exception as error:
         if cfg.get("debug"):
             traceback.print_exc()
@@ -91,9 +95,19 @@ def _run(cfg: DictConfig, *, sweep: bool) -> dict[str, Any]:
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     _check_keys(config)
     prepared = settings.prepare(config, sweep=sweep)
+    if config["task"] == "calibrate":
+        return _calibrate(prepared)
     from harness.running import run_cell
 
     return run_cell(prepared)
+
+
+def _calibrate(prepared: settings.Prepared) -> dict[str, Any]:
+    from harness.calibrate import report, run_calibration
+
+    artefact = run_calibration(prepared)
+    print(report(artefact), flush=True)
+    return artefact
 
 
 def _check_keys(config: dict[str, Any]) -> None:
@@ -132,15 +146,22 @@ def _shown_path(path: str) -> str:
         return path
 
 
+class SweepStart(Callback):
+    """Hydra callback: the process that starts a multirun learns where its outcomes will lie."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        _Sweep.current = Path(config.hydra.sweep.dir) / _Sweep.NAME
+
+
 class _Sweep:
     """Outcomes of a multirun, in a file, because jobs may run in other processes."""
 
+    NAME = "outcomes.jsonl"
     current: Path | None = None
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.file = folder / "outcomes.jsonl"
-        _Sweep.current = self.file
+        self.file = folder / self.NAME
 
     def note(self, number: int, overrides: str, **outcome: Any) -> None:
         line = json.dumps({"job": number, "overrides": overrides, **outcome}) + "\n"
@@ -151,8 +172,10 @@ class _Sweep:
     @classmethod
     def report(cls) -> int:
         """Show what a multirun did; 0 if every job went well. Nothing after a single run."""
-        if cls.current is None or not cls.current.exists():
+        if cls.current is None:
             return 0
+        if not cls.current.exists():
+            raise HarnessError(f"no job of the sweep got as far as {cls.current}")
         outcomes = [json.loads(line) for line in cls.current.read_text().splitlines()]
         cls.current = None
         unique = {o["result"]["key"]: o["result"] for o in outcomes if "result" in o}

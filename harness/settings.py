@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import calibrate, checkpoint, device
 from harness import cell as cells
-from harness import checkpoint, device
 from harness.data import source
 from harness.errors import ConfigError, unknown
 
 TASKS = ("cell", "calibrate", "profile", "time")
-BUILT_TASKS = ("cell",)
+BUILT_TASKS = ("cell", "calibrate")
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,13 @@ def prepare(config: dict[str, Any], *, sweep: bool = False) -> Prepared:
     _check_numbers(config)
     _check_engine(config)
     source.check(config["data"])
+    if config["task"] == "calibrate":
+        config = calibrate.calibration_data(config)
     found = checkpoint.find(config["model"])
     runtime = device.resolve(config["model"], found.config)
+    if config["task"] == "cell":
+        results = Path(config["paths"]["results"])
+        config = calibrate.resolve(config, found.fingerprint(), results, notes)
     engine = config["bench"]["engines"][config["engine"]["name"]]
     cache = Path(config["paths"]["results"]) / ".cache"
     data = source.prepare(config["data"], config["bench"]["name"], engine, cache.resolve())

@@ -63,14 +63,15 @@ class Costs:
     """What a layer costs, in the unit of the budget.
 
     Attributes:
-        n_layers, n_visual: depth of the model, visual tokens per sample.
+        n_layers: depth of the model.
+        n_visual: visual tokens per sample, one number or one per sample.
         width, mlp_width: sizes of a layer.
         n_text: text tokens per sample (only ``total_flops`` counts them).
         kv_width: width of keys and of values; None = ``width``.
     """
 
     n_layers: int
-    n_visual: int
+    n_visual: int | Sequence[int]
     width: int
     mlp_width: int
     n_text: Sequence[int] = ()
@@ -82,6 +83,10 @@ class Costs:
         kv = self.width if self.kv_width is None else self.kv_width
         before = self.width * (self.width + 2 * kv)
         return before, self.width * self.width + 3 * self.width * self.mlp_width
+
+    def visual(self, sample: int) -> int:
+        """Visual tokens of a sample before anything is deleted."""
+        return self.n_visual if isinstance(self.n_visual, int) else self.n_visual[sample]
 
     def _text(self, sample: int) -> int:
         return self.n_text[sample] if self.budget == "total_flops" else 0
@@ -152,8 +157,8 @@ def run_trial(
         target: fraction of the unpruned cost to be saved.
     """
     samples = range(len(replays))
-    baseline = sum(costs.n_layers * costs.layer(s, costs.n_visual) for s in samples)
-    alive, spent = [costs.n_visual] * len(replays), 0.0
+    baseline = sum(costs.n_layers * costs.layer(s, costs.visual(s)) for s in samples)
+    alive, spent = [costs.visual(s) for s in samples], 0.0
     deletions = [0] * costs.n_layers
     for layer in range(costs.n_layers):
         spent += sum(costs.entering(s, alive[s]) for s in samples)
