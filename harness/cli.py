@@ -136,7 +136,9 @@ def _show(results: Sequence[dict[str, Any]]) -> None:
         print(line)
     if len(results) == 1:
         print(f"results: {_shown_path(results[0]['directory'])}")
-    print("all cells so far: python scripts/tables.py", flush=True)
+    store = Path(results[0]["directory"]).parents[3]
+    where = "" if store == ROOT / "results" else f" --results {_shown_path(str(store))}"
+    print(f"all cells so far: python scripts/tables.py{where}", flush=True)
 
 
 def _shown_path(path: str) -> str:

@@ -49,4 +49,6 @@ def defaults(conf: Path) -> dict[str, str | None]:
     """The choice of each group when the command line names none."""
     root = yaml.safe_load((conf / "config.yaml").read_text())
     pairs = [item for item in root["defaults"] if isinstance(item, dict)]
-    return {group.removeprefix("optional "): choice for p in pairs for group, choice in p.items()}
+    named = {key: choice for pair in pairs for key, choice in pair.items()}
+    named = {key: c for key, c in named.items() if not key.startswith("override ")}
+    return {key.removeprefix("optional ").partition("@")[0]: c for key, c in named.items()}

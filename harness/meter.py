@@ -75,8 +75,16 @@ def check_removal(samples: Sequence[dict[str, Any]], ratio: float, mode: str) ->
             )
 
 
+def reset_peak_memory(device: str) -> None:
+    """Start counting the peak of the device's memory anew; a process's own peak only grows."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory(device: str) -> dict[str, int]:
-    """Peak memory of this process so far, in bytes."""
+    """Peak memory in bytes: of the process since its start, of the device since the cell's."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.startswith("cuda"):

@@ -81,8 +81,7 @@ def _compute(prepared: Prepared, store: Store, method: Any) -> dict[str, Any]:
     with Progress(prepared.config["progress"], title) as progress:
         with quiet.libraries_to(store.log_file):
             outcome = _answer(prepared, store, method, progress, earlier)
-    if not earlier:
-        meter.check_removal(outcome.samples, prepared.config["ratio"], method.ratio_mode)
+    meter.check_removal(outcome.samples, prepared.config["ratio"], method.ratio_mode)
     result = _result(prepared, outcome)
     result |= {
         "resumed_after": len(earlier),
@@ -112,6 +111,7 @@ def _answer(
         vlm = load(where)
     except ModelLoadError as error:
         raise HarnessError(str(error)) from error
+    meter.reset_peak_memory(vlm.device)
     engine = engines.get(config["engine"]["name"])
     with Journal(store.journal_file) as journal, prune(vlm.model, method) as run:
         job = Job(

@@ -23,17 +23,23 @@ def bench_config(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def job(
-    folder: Path, journal: Journal, samples: int = 12, batch_size: int = 4, **bench_changes: Any
+    folder: Path,
+    journal: Journal,
+    samples: int = 12,
+    batch_size: int = 4,
+    seed: int = 0,
+    cache: Path | None = None,
+    **bench_changes: Any,
 ) -> Job:
     """A job on mini TextVQA whose journal lies in ``folder``; continues what is there."""
     bench = bench_config("textvqa", **bench_changes)
     engine = bench["engines"]["lmms_eval"]
-    asked = {"source": "mini", "seed": 0, "samples": samples}
+    asked = {"source": "mini", "seed": seed, "samples": samples}
     earlier = read_journal(folder / "samples.jsonl")
     return Job(
         bench=bench,
         engine=engine,
-        data=source.prepare(asked, "textvqa", engine, folder / "cache"),
+        data=source.prepare(asked, "textvqa", engine, cache or folder / "cache"),
         batch_size=batch_size,
         journal=journal,
         answered={entry["doc_id"]: entry for entry in earlier if not entry["error"]},

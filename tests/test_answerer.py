@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.answerer import ModelAnswerer
+from harness.answerer import ModelAnswerer, chat_inputs
 from harness.engines.base import Question
 from models import prune
 from models.errors import ModelLoadError
@@ -61,8 +61,7 @@ def test_text_only_rows_are_answered_from_their_own_text(vlm):
 
 
 def test_the_begin_token_stands_there_once(vlm):
-    with prune(vlm.model, "none") as run:
-        inputs = ModelAnswerer(vlm, run, 4)._inputs([ask(0)], [[picture(0)]])
+    inputs = chat_inputs(vlm, [ask(0)], [[picture(0)]])
     assert (inputs["input_ids"] == vlm.processor.tokenizer.bos_token_id).sum() == 1
 
 

@@ -21,7 +21,9 @@ def run(checkpoint, tmp_path, capsys):
     """Runs the command line; returns exit status, stdout and stderr."""
 
     def go(*arguments):
-        common = [f"model.path={checkpoint}", f"paths.results={tmp_path}", "data.samples=6"]
+        common = [f"model.path={checkpoint}", f"paths.results={tmp_path}"]
+        if "data=hub" not in arguments:
+            common.append("data.samples=6")
         status = cli.main([*arguments, *common, "decoding.max_new_tokens=3"])
         return status, *capsys.readouterr()
 
@@ -107,6 +109,39 @@ def test_a_method_class_from_elsewhere(run, tmp_path):
     assert status == 2 and err.count("\n") == 1 and "cannot import no.such.Class" in err
     status, _, err = run("method=custom", "method._target_=pathlib.Path", "ratio=0.5")
     assert status == 2 and "is not a methods.PruningMethod" in err
+
+
+def test_paths_of_this_machine_come_from_an_untracked_file(checkpoint, tmp_path, capsys):
+    (tmp_path / "conf/local").mkdir(parents=True)
+    lines = f"paths: {{results: {tmp_path}/elsewhere}}\nmodel: {{path: {checkpoint}}}\n"
+    (tmp_path / "conf/local/default.yaml").write_text(lines)
+    conf = ["--config-dir", str(tmp_path / "conf")]
+    assert cli.main([*conf, "bench.limit=1", "data.samples=6"]) == 0
+    assert len(cells(tmp_path / "elsewhere")) == 1
+    (tmp_path / "conf/local/default.yaml").write_text("paths: {result: /x}\n")
+    assert cli.main(conf) == 2
+    assert "did you mean 'paths.results'?" in capsys.readouterr().err
+
+
+def test_mini_data_never_passes_for_hub_data(run, tmp_path):
+    run("method=random", "ratio=0.5", "bench.limit=1")
+    (mini,) = (tmp_path / ".cache/mini").glob("textvqa-*")
+    status, _, err = run("data=hub", f"data.root={mini}")
+    assert status == 2 and "holds drawn mini data" in err
+
+
+def test_a_local_copy_of_hub_data_is_read_and_named_hub(run, tmp_path):
+    run("method=random", "ratio=0.5", "bench.limit=1")
+    (parquet,) = (tmp_path / ".cache/mini").rglob("validation-*.parquet")
+    folder = tmp_path / "copy/lmms-lab-encoder/textvqa/data"
+    folder.mkdir(parents=True)
+    (folder / parquet.name).write_bytes(parquet.read_bytes())
+    options = ["method=random", "ratio=0.5", "bench.limit=2", "data=hub"]
+    status, out, err = run(*options, f"data.root={tmp_path}/copy")
+    assert (status, err) == (0, "")
+    assert " hub " in out and "not the benchmark" not in out
+    results = [json.loads((f / "result.json").read_text()) for f in cells(tmp_path)]
+    assert sorted(r["data"] for r in results) == ["hub", "mini"]
 
 
 def test_a_failed_sample_marks_the_cell(run, tmp_path, monkeypatch):

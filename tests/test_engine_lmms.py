@@ -161,6 +161,31 @@ def test_limit_and_indices_choose_rows_of_the_full_split(run, tmp_path):
         run(tools.oracle, tmp_path / "outside", indices=[12])
 
 
+def test_random_states_are_left_alone(run):
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = (random.random(), np.random.rand(), torch.rand(1).item())
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    run(tools.oracle)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+
+
+def test_rewritten_data_is_not_served_from_a_stale_cache(engine, tmp_path):
+    seen = []
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        with Journal(folder / "samples.jsonl") as journal:
+            job = tools.job(folder, journal, cache=tmp_path / "cache", seed=seed)
+            engine.run(job, constant([]))
+        seen.append([s["prompt"] for s in tools.entries(folder)])
+    assert seen[0] != seen[1]
+
+
 def test_the_redirect_ends_with_the_call(run):
     import datasets
 

@@ -18,6 +18,7 @@ from harness.errors import ConfigError, unknown
 
 SOURCES = ("mini", "hub")
 _HERE = Path(__file__).parent
+_NOTE = "content.json"
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ def prepare(data: dict[str, Any], bench: str, engine: dict[str, Any], cache: Pat
         return _mini(data, bench, cache)
     if data.get("root"):
         root = Path(str(data["root"])).expanduser().resolve()
+        if (root / _NOTE).exists() or list((root / engine["dataset"]).glob(".*.json")):
+            raise ConfigError(f"data.root: {root} holds drawn mini data; use data=mini")
         identity = {"source": "hub", "content": _listing(root / engine["dataset"])}
-        return DataSource("hub", root, None, None, identity)
+        return DataSource("hub", root, None, cache / "datasets", identity)
     commit = hub.dataset_commit(engine["dataset"], data.get("revision"), bench)
     identity = {"source": "hub", "dataset": engine["dataset"], "revision": commit}
     return DataSource("hub", None, commit, None, identity)
@@ -72,12 +75,12 @@ def _mini(data: dict[str, Any], bench: str, cache: Path) -> DataSource:
     seed, samples = int(data.get("seed") or 0), data.get("samples")
     stamp = _stamp(seed, samples)
     root = cache / "mini" / f"{bench}-{stamp}"
-    note = root / "content.json"
+    note = root / _NOTE
     if not note.is_file():
         build = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}")
         with _without_bars():
             mini.build(bench, build, seed=seed, n=samples)
-        (build / "content.json").write_text(json.dumps(content(build)))
+        (build / _NOTE).write_text(json.dumps(content(build)))
         _publish(build, root)
     identity = {"source": "mini", "seed": seed, **json.loads(note.read_text())}
     return DataSource("mini", root, None, cache / "datasets", identity)
