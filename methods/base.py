@@ -193,7 +193,12 @@ class LayerSignals:
 
 @dataclass(frozen=True)
 class SelectionShape:
-    """Sizes from which a method states its own cost; every number is read from the model."""
+    """Sizes from which a method states its own cost; every number is read from the model.
+
+    ``tile_tokens`` are the tokens of each encoder crop or frame behind the projector, ``tile_keys``
+    those its attention sees (CLS included, before any merging), and ``before`` the prompt tokens in
+    front of the first visual one.
+    """
 
     views: tuple[int, ...]
     kept: tuple[int, ...]
@@ -204,6 +209,23 @@ class SelectionShape:
     sequence: tuple[int, ...]
     visual: tuple[int, ...]
     attention_width: int
+    tile_tokens: tuple[int, ...] = ()
+    tile_keys: tuple[int, ...] = ()
+    before: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.tile_tokens:
+            object.__setattr__(self, "tile_tokens", (self.patches,) * self.tiles)
+        if not self.tile_keys:
+            object.__setattr__(self, "tile_keys", tuple(n + 1 for n in self.tile_tokens))
+
+    def encoder_attention(self, signal: str) -> int:
+        """Multiply-accumulates to read attention out of one encoder layer, all crops.
+
+        ``cls_attention`` is one query row per crop, ``received_attention`` all of them.
+        """
+        queries = {"cls_attention": 1, "received_attention": 2}[signal]
+        return sum(n**queries for n in self.tile_keys) * self.vision_width
 
 
 # --- methods ------------------------------------------------------------------------------------
