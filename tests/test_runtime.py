@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from models.families import family_of
 from models.families.base import VisionCapture
 from models.oracle import masked
 from models.record import pack_bits, unpack_bits
+from models.signals import AttentionTap, received_attention
 from tests import tiny
 
 OPTIONS = {"random": {"ratio": 0.5}, "fastv": {"ratio": 0.5, "K": 2}}
@@ -221,6 +224,77 @@ def test_positions_of_the_default_sample_names_do_not_depend_on_the_batch():
         together = run.take()[0]
     assert alone.sample_id == together.sample_id
     assert alone.stages[0][1].tolist() == together.stages[0][1].tolist()
+
+
+@every_family
+def test_fastv_keeps_what_materialised_attention_says(family):
+    """The recomputed query row against the weights an eager model returns, padding included."""
+    eager = tiny.model(family, "eager")
+    feed = tiny.inputs(family, [tiny.prompt(family, i) for i in (0, 1)])
+    with torch.no_grad():
+        weights = eager(**feed, output_attentions=True).attentions[2]
+    with prune(tiny.model(family), "fastv", ratio=0.5, ratio_mode="local", K=3) as run:
+        tiny.generate(tiny.model(family), dict(feed), steps=1)
+        records = run.take()
+    for row, record in enumerate(records):
+        image = (feed["input_ids"][row] == tiny.IMAGE_TOKEN).nonzero().squeeze(1)
+        score = weights[row, :, -1, image].mean(0)
+        best = torch.sort(score, descending=True, stable=True).indices[: len(image) // 2]
+        kept = record.stages[0][1].nonzero().squeeze(1)
+        assert kept.tolist() == best.sort().values.tolist()
+
+
+@pytest.mark.parametrize("family", tiny.WITH_CLS)
+def test_the_cls_row_is_that_of_the_layer_the_features_come_from(family):
+    eager, one = tiny.model(family, "eager"), tiny.prompt(family, 0)
+    with torch.no_grad():
+        tower = eager.model.vision_tower(one.pixels[0], output_attentions=True)
+    config = eager.config
+    wanted = tower.attentions[config.vision_feature_layer][:, :, 0, 1:]
+    seen = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Spy(methods.TokenMethod):
+        needs = ("cls_attention",)
+
+        def score(self, view):
+            seen.append(view.signal("cls_attention"))
+            return view.features.norm(dim=1)
+
+    with prune(tiny.model(family), Spy(ratio=0.5, scope="per_tile")), torch.no_grad():
+        tiny.model(family)(**tiny.inputs(family, [one]))
+    assert torch.allclose(torch.stack(seen), wanted.transpose(1, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl", "qwen2_5_vl"])
+def test_received_attention_is_the_mean_over_heads_and_queries(family):
+    eager, one = tiny.model(family, "eager"), tiny.prompt(family, 0)
+    adapter, maps = family_of(eager), []
+    tap = adapter.vision_taps(frozenset({"received_attention"}))["features"]
+    with torch.no_grad(), AttentionTap(
+        {tap: lambda q, k, s: maps.append((q @ k.mT * s).softmax(-1).mean((1, 2)))}, {"eager"}
+    ):
+        eager.model.get_image_features(**tiny.encoder_feed(family, one.pixels, one.sizes))
+    received = torch.cat(maps)
+    assert torch.allclose(received.sum(-1), torch.ones(len(received)), atol=1e-5)
+    q = torch.randn(2, 3, 700, 8)
+    k = torch.randn(2, 3, 700, 8)
+    whole = (q @ k.mT * 0.3).softmax(-1).mean((1, 2))
+    assert torch.allclose(received_attention(q, k, 0.3), whole, atol=1e-6)
+
+
+def test_redecide_needs_and_uses_the_path_without_a_cache():
+    model = tiny.model("llava")
+    feed = tiny.inputs("llava", [tiny.prompt("llava", 0)])
+    options = {"ratio": 0.5, "K": 2, "redecide": True}
+    with pytest.raises(PruningUnsupported, match="use_cache=False"), prune(
+        model, "fastv", **options
+    ):
+        tiny.generate(model, dict(feed), steps=2)
+    with prune(model, "fastv", **options) as run:
+        tiny.generate(model, dict(feed), steps=4, use_cache=False)
+        records = run.take()
+    assert len(records) == 1
 
 
 def test_masks_survive_the_way_through_json():
