@@ -124,9 +124,16 @@ class View:
     grid: tuple[int, int] | None
     key: tuple[str, int, int]
     _signal: Callable[[str], Tensor] = field(repr=False, default=None)  # type: ignore[assignment]
+    _project: Callable[[Tensor], Tensor] | None = field(repr=False, default=None)
 
     def __len__(self) -> int:
         return self.features.shape[0]
+
+    def project(self, x: Tensor) -> Tensor:
+        """Encoder tokens ``[m, C]`` through the model's projector: ``[m, d]``."""
+        if self._project is None:
+            raise MethodError("this model family offers no projector for merged encoder tokens")
+        return self._project(x)
 
     def signal(self, name: str) -> Tensor:
         """A signal named in the method's ``needs``, token dimension first: ``[N, ...]``."""
@@ -142,7 +149,8 @@ class ImageTokens:
     ``signals`` maps a name to a function without arguments; per-token signals come per encoder
     token ``[tiles, patches, ...]`` and are gathered for each view. ``pack`` is the model's own way
     from encoder tokens to packed ones, ``[tiles, patches, ...] -> [n, ...]``, and is given where
-    that is more than a gather (a shrunk canvas).
+    that is more than a gather (a shrunk canvas). ``project`` is the model's projector, for methods
+    that merge encoder tokens: ``[m, C] -> [m, d]``.
     """
 
     features: Tensor
@@ -150,6 +158,7 @@ class ImageTokens:
     key: tuple[str, int]
     signals: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
     pack: Callable[[Tensor], Tensor] | None = None
+    project: Callable[[Tensor], Tensor] | None = None
 
     def signal(self, name: str) -> Tensor:
         """Signal ``name`` per encoder token; :class:`MethodError` lists what there is."""
@@ -405,6 +414,7 @@ class TokenMethod(PruningMethod):
                 grid,
                 (*image.key, number),
                 self._packed_signal(image, index),
+                image.project,
             )
             for number, (kind, index, grid) in enumerate(groups)
             if len(index)
@@ -439,6 +449,7 @@ class TokenMethod(PruningMethod):
                 image.layout.patch_grid,
                 (*image.key, tile),
                 lambda name, tile=tile: self._cast(image.signal(name)[tile]),
+                image.project,
             )
             for tile in range(image.layout.n_tiles)
         ]

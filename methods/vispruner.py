@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from methods import ops
-from methods.base import SelectionShape, TokenMethod, View, choice, in_range
+from methods.base import SelectionShape, View, in_range
+from methods.crops import CropMethod
 from methods.registry import register
 
 
@@ -56,7 +55,7 @@ def important_and_diverse(
 
 @register("vispruner")
 @dataclass(frozen=True, kw_only=True)
-class VisPruner(TokenMethod):
+class VisPruner(CropMethod):
     """Keep the tokens with most CLS attention, and from the rest those that duplicate least.
 
     Works on each encoder crop apart, on the layer the projector reads, before the projector.
@@ -71,44 +70,19 @@ class VisPruner(TokenMethod):
     Attributes:
         important_ratio: share of the kept tokens that is chosen by attention.
         prune_per_round: most tokens removed per round of the diverse part.
-        anyres: ``release`` adds no row-end tokens and keeps picks in the padding, in the order of
-            the padded mosaic; ``unpad`` means ``newline=keep`` and ``padding=drop``.
-        score_source: ``cls`` = attention of the CLS token; ``received`` = attention a token
-            receives on average (signal ``received_attention``), for encoders without CLS.
+        anyres, score_source: see :class:`methods.crops.CropMethod`.
     """
 
-    scope: Literal["per_view", "joint", "per_tile"] = "per_tile"
-    newline: Literal["keep", "drop", "candidate"] = "drop"
-    padding: Literal["drop", "keep"] = "keep"
-    positions: Literal["original", "compact"] = "compact"
     important_ratio: float = 0.5
     prune_per_round: int = 8
-    anyres: Literal["release", "unpad"] = "release"
-    score_source: Literal["cls", "received"] = "cls"
 
     title = "VisPruner"
     paper = "arXiv:2412.01818"
-    stage: ClassVar[Literal["none", "projector", "vision", "layer"]] = "vision"
-    without_cls: ClassVar[Mapping[str, str]] = {"score_source": "received"}
 
     def __post_init__(self) -> None:
-        if self.anyres == "unpad":
-            object.__setattr__(self, "newline", "keep")
-            object.__setattr__(self, "padding", "drop")
         super().__post_init__()
         in_range(self, "important_ratio", 0.0, 1.0)
         in_range(self, "prune_per_round", 1, whole=True)
-        choice(self, "anyres", ("release", "unpad"))
-        choice(self, "score_source", ("cls", "received"))
-
-    @property
-    def attention_signal(self) -> str:
-        return "cls_attention" if self.score_source == "cls" else "received_attention"
-
-    @property
-    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
-        tile = ("tile_features",) if self.scope == "per_tile" else ()
-        return ("vision_features", self.attention_signal, *tile)
 
     def select(self, view: View, k: int) -> Tensor:
         return self.select_all([view], [k])[0]
@@ -118,13 +92,9 @@ class VisPruner(TokenMethod):
         if len({(len(view), k) for view, k in zip(views, counts, strict=True)}) > 1:
             return [self.select(view, k) for view, k in zip(views, counts, strict=True)]
         features = torch.stack([view.signal("vision_features") for view in views])
-        attention = torch.stack([view.signal(self.attention_signal) for view in views])
+        attention = torch.stack([self.attention(view) for view in views])
         parts = important_and_diverse(
-            features,
-            attention.reshape(*features.shape[:2], -1).mean(dim=-1),
-            counts[0],
-            self.important_ratio,
-            self.prune_per_round,
+            features, attention, counts[0], self.important_ratio, self.prune_per_round
         )
         return list(torch.cat(parts, dim=1))
 

@@ -12,16 +12,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods import build
-from methods.base import ImageTokens, LayerMethod, LayerSignals
+from methods import build, ops
+from methods.base import ImageTokens, LayerMethod, LayerSignals, TokenMethod
+from methods.cdpruner import greedy_dpp, question_relevance
+from methods.divprune import farthest_points
 from methods.fastv import FastV
 from methods.fitprune import FitPrune, published_recipes
 from methods.fitprune_search import Costs, search_recipe
+from methods.holov import released_selection
 from methods.seqprune import SequentialPrune
 from methods.tome import merge_rounds, merge_tokens
 from methods.vispruner import important_and_diverse
 from tests.golden_llama import TinyLlama
-from tests.golden_tools import Golden, assert_same_tokens, crops_layout, packed_image
+from tests.golden_tools import (
+    Golden,
+    assert_same_tokens,
+    crops_layout,
+    packed_image,
+    single_view,
+)
 
 CHECKERS: dict[str, Callable[[Golden], None]] = {}
 
@@ -388,3 +397,87 @@ def check_recipe_search(golden: Golden) -> None:
     assert list(result.recipe) == p["last_feasible_scheme"]
     last = search_recipe(fresh, totals, target, costs, return_last_trial=True)
     assert list(last.recipe) == p["printed_scheme"]
+
+
+# --- later methods ------------------------------------------------------------------------------
+
+
+def assert_scores(found: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+def kept_of_crops(method: TokenMethod, features: Tensor, **signals: Tensor) -> Tensor:
+    """Kept tokens ``[B, k]`` of crops ``[B, N, ...]`` when the method sees them as one image."""
+    n_crops, n_tokens = features.shape[:2]
+    offered = {name: lambda value=value: value for name, value in signals.items()}
+    offered["tile_features"] = lambda: features
+    image = ImageTokens(
+        features.flatten(0, 1), crops_layout(n_crops, n_tokens), ("sample", 0), offered
+    )
+    kept = method.keep(image).indices.reshape(n_crops, -1)
+    return kept - torch.arange(n_crops)[:, None] * n_tokens
+
+
+def removal(n_keep: int, n: int) -> float:
+    """A ratio that keeps exactly ``n_keep`` of ``n`` under every rounding."""
+    return 1 - (n_keep + 1e-6) / n
+
+
+@checks("fastervlm")
+def check_fastervlm(golden: Golden) -> None:
+    attention, keep = golden["cls_attn"], golden.params["keep_count"]
+    method = build("fastervlm", ratio=removal(keep, attention.shape[-1]))
+    for row, crop in enumerate(attention):
+        score = method.score(single_view(torch.zeros(crop.shape[1], 4), cls_attention=crop.T))
+        assert_scores(score, golden["expected_score"][row])
+        assert torch.equal(ops.top_k(score, keep), golden["expected_topk_order"][row])
+    tokens = torch.zeros(*attention.shape[::2], 4)
+    kept = kept_of_crops(method, tokens, cls_attention=attention.transpose(1, 2))
+    assert torch.equal(kept, golden["expected_kept_sorted"])
+
+
+@checks("divprune")
+def check_divprune(golden: Golden) -> None:
+    """Order and distances; identical rows count as one token."""
+    features, keep, group = golden["features"], golden.params["keep_count"], golden["group_id"]
+    method = build("divprune", ratio=1 - golden.params["keep_ratio"])
+    assert method.count(len(features)) == keep
+    order, gap = farthest_points(1 - ops.cosine_graph(features), keep)
+    assert torch.equal(group[order], group[golden["expected_order"]])
+    assert_scores(gap, golden["expected_min_dist"])
+    kept = method.keep(packed_image(features, base=(1, len(features)))).indices
+    assert torch.equal(
+        group[kept].sort().values, group[golden["expected_kept_sorted"]].sort().values
+    )
+
+
+@checks("cdpruner")
+def check_cdpruner(golden: Golden) -> None:
+    features, keep = golden["features"], golden.params["keep_count"]
+    image, text = ops.unit(golden["image_embeds"]), ops.unit(golden["text_embeds"])
+    similarity = (image @ text.T).mean(-1)
+    relevance = question_relevance(similarity)
+    assert_scores(relevance, golden["expected_relevance"])
+    order, gains = greedy_dpp(features, relevance, keep)
+    assert torch.equal(order, golden["expected_order"])
+    assert_scores(gains, golden["expected_gains"])
+    method = build("cdpruner", ratio=removal(keep, features.shape[1]))
+    kept = kept_of_crops(method, features, clip_similarity=similarity)
+    assert torch.equal(kept, golden["expected_kept_sorted"])
+
+
+@checks("holov")
+def check_holov(golden: Golden) -> None:
+    """Part weights, quotas, list order and zero vectors, and the tokens the method emits."""
+    features, attention, p = golden["features"], golden["attn"], golden.params
+    keep = p["keep_count"]
+    method = build("holov", ratio=removal(keep, features.shape[1]), parts=p["crops"])
+    for row, (x, a) in enumerate(zip(features, attention, strict=True)):
+        listed, quota, weights = released_selection(a, keep, p["crops"])
+        assert_scores(weights, golden["expected_crop_weights"][row])
+        assert torch.equal(quota, golden["expected_alloc"][row].long())
+        expected = golden["expected_positions"][row].long()
+        assert torch.equal(listed, expected)
+        image = packed_image(x, base=(1, len(x)), cls_attention=a[None, :, None])
+        emitted = method.keep(image).features
+        assert torch.equal(emitted, x[expected.clamp(min=0)] * (expected >= 0)[:, None])

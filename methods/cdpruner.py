@@ -1,0 +1,141 @@
+"""CDPruner: a determinantal point process over tokens, conditioned on the question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from methods import ops
+from methods.base import SelectionShape, View, choice
+from methods.crops import CropMethod
+from methods.registry import register
+
+
+def question_relevance(similarity: Tensor) -> Tensor:
+    """Relevance in about [0, 1] from cosines between patches and question, any shape.
+
+    The sign is reversed: patch tokens of the layer used anti-correlate with the pooled text. The
+    extremes are those of all crops of the image together.
+    """
+    against = -similarity
+    low, high = against.min(), against.max()
+    return (against - low + 1e-6) / (high - low).clamp(min=1e-6)
+
+
+def greedy_dpp(x: Tensor, relevance: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Greedy MAP of the determinantal point process with kernel ``r_i r_j cos(x_i, x_j)``.
+
+    Only the rows of chosen tokens are formed: O(k N d) instead of O(N^2 d). Once the chosen tokens
+    span all directions nothing has variance left but rounding, which a release divides by; then
+    the process starts afresh on the remaining tokens.
+
+    Args:
+        x: ``[B, N, d]``; relevance: ``[B, N]``.
+
+    Returns:
+        Chosen tokens ``[B, k]`` in order, and the gain of each, its conditional variance.
+    """
+    u, crop = ops.unit(x), torch.arange(len(x), device=x.device)
+    # A cosine with itself is 1: computed, it would decide ties of equal relevance by rounding.
+    initial = relevance.square() * (u != 0).any(dim=-1)
+    variance, spent_below = initial.clone(), 1e-4 * initial.amax(dim=1)
+    rows = x.new_zeros(len(x), k, x.shape[1])
+    order = torch.empty(len(x), k, dtype=torch.long, device=x.device)
+    gains = x.new_empty(len(x), k)
+    for step in range(k):
+        gain, chosen = variance.max(dim=1)
+        if bool((spent := gain <= spent_below).any()):
+            rows[spent] = 0
+            variance[spent] = initial[spent].scatter(1, order[spent, :step], -torch.inf)
+            gain, chosen = variance.max(dim=1)
+        order[:, step], gains[:, step] = chosen, gain
+        kernel = relevance[crop, chosen, None] * relevance
+        kernel = kernel * (u @ u[crop, chosen, :, None]).squeeze(-1)
+        known = rows[:, :step]
+        explained = (known[crop, :, chosen].unsqueeze(1) @ known).squeeze(1)
+        # A token without any variance (norm or relevance zero) conditions nothing.
+        scale = torch.where(gain > 0, gain, torch.inf).rsqrt()[:, None]
+        rows[:, step] = (kernel - explained) * scale
+        variance = variance - rows[:, step].square()
+        variance.scatter_(1, order[:, : step + 1], -torch.inf)
+    return order, gains
+
+
+@register("cdpruner")
+@dataclass(frozen=True, kw_only=True)
+class CDPruner(CropMethod):
+    """Keep tokens that are relevant to the question and unlike each other.
+
+    Source: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in
+    MLLMs" (arXiv 2506.10967). The kernel compares projected tokens; relevance compares patches and
+    question in the joint space of the encoder and its text tower (signal ``clip_similarity [N]``:
+    cosine, mean over text segments). As in the release relevance is negated and its range is
+    taken over all crops of an image. Deviation: only the kernel rows of chosen tokens are formed.
+
+    Attributes:
+        relevance: ``clip``; or ``constant``, a plain DPP without the question (the paper's
+            ablation), for models whose encoder has no text tower.
+        anyres: see :class:`methods.crops.CropMethod`.
+    """
+
+    relevance: Literal["clip", "constant"] = "clip"
+
+    title = "CDPruner"
+    paper = "arXiv:2506.10967"
+    stage: ClassVar[Literal["none", "projector", "vision", "layer"]] = "projector"
+    query_aware = True
+    example: ClassVar[dict[str, object]] = {"ratio": 0.5, "relevance": "constant"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice(self, "relevance", ("clip", "constant"))
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        tile = ("tile_features",) if self.scope == "per_tile" else ()
+        return (*(("clip_similarity",) if self.relevance == "clip" else ()), *tile)
+
+    def select(self, view: View, k: int) -> Tensor:
+        return self.select_all([view], [k])[0]
+
+    def select_all(self, views: list[View], counts: list[int]) -> list[Tensor]:
+        """All views at once: relevance has one range, and crops of one size form one batch."""
+        weights = [torch.ones(len(v), device=v.features.device) for v in views]
+        if self.relevance == "clip":
+            together = question_relevance(torch.cat([v.signal("clip_similarity") for v in views]))
+            weights = list(together.split([len(v) for v in views]))
+        if len({(len(view), k) for view, k in zip(views, counts, strict=True)}) == 1:
+            features = torch.stack([v.features for v in views])
+            return list(greedy_dpp(features, torch.stack(weights), counts[0])[0])
+        return [
+            greedy_dpp(v.features[None], w[None], k)[0][0]
+            for v, w, k in zip(views, weights, counts, strict=True)
+        ]
+
+    def cost(self, shape: SelectionShape) -> int:
+        """k kernel rows and k^2 N / 2 for their orthogonalisation; the text tower is not ours."""
+        sizes = [shape.patches] * shape.tiles if self.scope == "per_tile" else shape.views
+        return sum(self.count(n) * n * (shape.width + self.count(n) // 2) for n in sizes)
+
+
+@register("dpp")
+@dataclass(frozen=True, kw_only=True)
+class PlainDPP(CDPruner):
+    """Keep tokens that are unlike each other, by a determinantal point process.
+
+    CDPruner (arXiv 2506.10967) without its question, the ablation that its paper ranks second and
+    that needs no text tower. Everything else as in ``cdpruner``.
+    """
+
+    relevance: Literal["constant"] = "constant"
+
+    title = "plain DPP"
+    paper = "arXiv:2506.10967, ablation"
+    query_aware = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice(self, "relevance", ("constant",))
