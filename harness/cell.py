@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FORMAT = 1  # raise when the meaning of the identity changes
-_ANSWERING_PACKAGES = ("torch", "transformers", "tokenizers", "pillow")
+_ANSWERING_PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "pillow")
 _ENGINE_PACKAGES = {"lmms_eval": "lmms_eval"}
 
 

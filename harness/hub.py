@@ -142,15 +142,17 @@ def _missing_shards(folder: Path) -> list[str]:
     return sorted(name for name in names if not (folder / name).exists())
 
 
-def dataset_commit(dataset: str, revision: str | None, bench: str) -> str:
-    """Commit of a hub data set: asked from the hub, else the one prepared in the local cache."""
+def dataset_commit(dataset: str, revision: str | None, bench: str) -> tuple[str, str | None]:
+    """Commit of a hub data set, and a note if only the copy in the local cache can be had."""
     try:
         info = _get(f"api/datasets/{dataset}/revision/{revision or 'main'}", f"data set {dataset}")
-        return info["sha"]
+        return info["sha"], None
     except Unreachable as error:
         cached = _cached_dataset(dataset, revision)
         if cached:
-            return cached
+            # The libraries would try again for 20 s a data set; they read this when imported.
+            os.environ["HF_HUB_OFFLINE"] = "1"
+            return cached, f"hub not reachable: {dataset} is the cached commit {cached[:8]}"
         raise ConfigError(
             f"data=hub: {dataset} is not in the local cache and the hub cannot be reached "
             f"({error}); where there is a network run `hf download {dataset} --repo-type dataset "

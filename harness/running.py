@@ -21,13 +21,14 @@ def run_cell(prepared: Prepared) -> dict[str, Any]:
         ConfigError: the method refuses its options.
         HarnessError: the cell could not be finished; what was answered stays in the journal.
     """
-    for note in prepared.notes:
-        say(note)
+    for note in (*prepared.notes, prepared.data.note):
+        if note:
+            say(note)
     store = Store(prepared.results, prepared.cell)
     stored = store.result()
     if stored is not None and not prepared.config["force"]:
         _say_finished(stored, store)
-        return stored
+        return {**stored, "directory": str(store.folder)}
     method = build_method(prepared.config)
     store.open(prepared.config, fresh=bool(prepared.config["force"]))
     return _compute(prepared, store, method)

@@ -30,6 +30,7 @@ class DataSource:
     revision: str | None
     cache: Path | None
     identity: dict[str, Any]
+    note: str | None = None
 
 
 def check(data: dict[str, Any]) -> None:
@@ -51,9 +52,9 @@ def prepare(data: dict[str, Any], bench: str, engine: dict[str, Any], cache: Pat
             raise ConfigError(f"data.root: {root} holds drawn mini data; use data=mini")
         identity = {"source": "hub", "content": _listing(root / engine["dataset"])}
         return DataSource("hub", root, None, cache / "datasets", identity)
-    commit = hub.dataset_commit(engine["dataset"], data.get("revision"), bench)
+    commit, note = hub.dataset_commit(engine["dataset"], data.get("revision"), bench)
     identity = {"source": "hub", "dataset": engine["dataset"], "revision": commit}
-    return DataSource("hub", None, commit, None, identity)
+    return DataSource("hub", None, commit, None, identity, note)
 
 
 def _listing(folder: Path) -> str:
