@@ -7,6 +7,7 @@ function is replaced, and restored whatever happens; the engine's own task files
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,23 @@ def parquet_files(root: Path, dataset: str, name: str | None) -> dict[str, list[
     return files
 
 
+def _check_revision(loaded: Any, dataset: str, revision: str) -> None:
+    """Offline, the library ignores the revision and takes the copy prepared last."""
+    for split in loaded.values():
+        for file in split.cache_files:
+            commit = Path(file["filename"]).parent.name
+            if re.fullmatch("[0-9a-f]{40}", commit) and commit != revision:
+                raise HarnessError(
+                    f"data set {dataset}: commit {revision[:8]} was asked, but the newest copy in "
+                    f"the cache is {commit[:8]}; run where there is a network, or use data.root=DIR"
+                )
+
+
 @contextlib.contextmanager
 def redirect(
     root: Path | None,
     *,
-    subset: tuple[str, str, Sequence[int]] | None = None,
+    subset: tuple[str, str | None, str, Sequence[int]] | None = None,
     revision: tuple[str, str] | None = None,
     cache_dir: Path | None = None,
 ) -> Iterator[None]:
@@ -39,8 +52,9 @@ def redirect(
 
     Args:
         root: folder of local data sets; None leaves the hub (or its cache) in place.
-        subset: (data set, split, rows): only these rows of that split, in this order. Everything
-            an engine computes, aggregation included, then sees these samples and no others.
+        subset: (data set, config, split, rows): only these rows of that split, in this order.
+            Everything an engine computes, aggregation included, then sees these samples and no
+            others. Other configs of the same data set (GQA's images) stay whole.
         revision: (data set, commit) to pin on the hub.
         cache_dir: where the prepared arrow files go, away from the user's own cache.
     """
@@ -55,14 +69,16 @@ def redirect(
             if revision is not None and path == revision[0]:
                 kw["revision"] = revision[1]
             loaded = real(path, name, *args, split=split, **kw)
+            if revision is not None and path == revision[0]:
+                _check_revision(loaded, *revision)
         else:
             # The parquet builder keys its cache by path and time of the files. Loading the folder
             # by its README instead would silently serve rows of an earlier folder of that name.
             files = parquet_files(root, path, name)
             kw = {k: v for k, v in kw.items() if k not in _HUB_ONLY}
             loaded = real("parquet", data_files=files, split=split, **kw)
-        if subset is not None and path == subset[0] and subset[1] in loaded:
-            loaded[subset[1]] = loaded[subset[1]].select(list(subset[2]))
+        if subset is not None and split is None and (path, name) == subset[:2]:
+            loaded[subset[2]] = loaded[subset[2]].select(list(subset[3]))
         return loaded
 
     datasets.load_dataset = load

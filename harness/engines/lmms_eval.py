@@ -11,26 +11,20 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import lmms_eval
 import lmms_eval.api.task as task_module
 import lmms_eval.evaluator as evaluator_module
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.evaluator import simple_evaluate
-from lmms_eval.tasks import TaskManager
 
 from harness import quiet
-from harness.data.redirect import redirect
+from harness.engines import lmms_data, lmms_scores
 from harness.engines.asking import Asker
 from harness.engines.base import Answerer, Job, Outcome, Question
-from harness.errors import ConfigError, HarnessError, one_line
-
-# No task has a prompt block under this name, so every task gives its default prompt.
-PROMPT_MODEL = "llava_hf"
+from harness.errors import HarnessError, one_line
 
 
 class LmmsEval:
@@ -43,29 +37,32 @@ class LmmsEval:
         quiet.loguru_to_stderr()
         quiet.no_progress_bars()
         with _no_bars():
-            rows = _rows(job)
-            entries, result = self._evaluate(job, answerer, rows)
-            answered = [row for row in rows if not entries[row]["error"]]
+            rows, groups = lmms_data.rows(job)
+            adapter, result = self._evaluate(job, answerer, rows)
+            entries, asked = adapter.entries, result["samples"][job.engine["task"]]
+            answered = lmms_data.scorable(rows, groups, entries)
             if not answered:
-                raise HarnessError(f"no sample was answered: {entries[rows[0]]['error']}")
+                reason = next(e["error"] for e in entries.values() if e["error"])
+                raise HarnessError(f"no sample was answered: {reason}")
             if len(answered) < len(rows):
                 # The evaluator needs one answer per request and would score a failed sample as an
                 # empty answer. So it is asked again about the answered ones only; the answers come
                 # from the journal, and its own aggregation sees nothing else.
-                _, result = self._evaluate(job, _Replay(), answered)
-        return _outcome(job, result, rows, answered, entries)
+                adapter, result = self._evaluate(job, _Replay(), answered)
+        scored = lmms_scores.Scored(job, adapter.task, result, answered)
+        return lmms_scores.outcome(scored, rows, entries, asked)
 
     def _evaluate(
         self, job: Job, answerer: Answerer, rows: Sequence[int]
-    ) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
-        with _data(job, rows):
-            task = _task(job.engine)
+    ) -> tuple[Adapter, dict[str, Any]]:
+        with lmms_data.data(job, rows):
+            task = lmms_data.task(job)
             adapter = Adapter(job, answerer, task, rows)
             try:
                 result = simple_evaluate(
                     model=adapter,
                     tasks=[task],
-                    task_manager=_task_manager(job.engine),
+                    task_manager=lmms_data.task_manager(job.engine),
                     batch_size=1,
                     # Without a namespace the images are read again for scoring, and submission
                     # files land in the working directory.
@@ -85,7 +82,7 @@ class LmmsEval:
                 raise
             except (AssertionError, KeyError, ValueError, TypeError, ZeroDivisionError) as error:
                 raise HarnessError(f"lmms-eval could not score: {one_line(error)}") from error
-        return adapter.entries, result
+        return adapter, result
 
 
 class Adapter(lmms):
@@ -99,7 +96,8 @@ class Adapter(lmms):
         super().__init__()
         self.accelerator = None  # the evaluator would make one otherwise; one process needs none
         self.entries: dict[int, dict[str, Any]] = {}
-        self._job, self._task, self._rows = job, task, rows
+        self._job, self.task, self._rows = job, task, rows
+        self._place = {row: place for place, row in enumerate(rows)}
         self._scores: list[float] = []
         self._done = 0
         self._asker = Asker(answerer, job.journal, job.answered, job.batch_size, self._progress)
@@ -140,11 +138,11 @@ class Adapter(lmms):
     def _progress(self, entry: dict[str, Any]) -> None:
         self._done += 1
         if not entry["error"]:
-            docs = self._task.eval_docs_no_media
-            doc = docs[self._rows.index(entry["doc_id"])]
+            docs = self.task.eval_docs_no_media
+            doc = docs[self._place[entry["doc_id"]]]
             metric = self._job.bench["metric"]
             with contextlib.suppress(Exception):  # only decoration; the real score comes later
-                value = self._task.process_results(doc, [entry["answer"]]).get(metric)
+                value = self.task.process_results(doc, [entry["answer"]]).get(metric)
                 if isinstance(value, (int, float)):
                     self._scores.append(float(value) * self._job.bench["scale"])
         mean = sum(self._scores) / len(self._scores) if self._scores else None
@@ -161,99 +159,6 @@ class _Replay:
 def _result(entry: dict[str, Any]) -> GenerationResult:
     counts = TokenCounts(entry.get("prompt_tokens"), entry.get("generated_tokens"))
     return GenerationResult(entry["answer"] or "", counts)
-
-
-def _tasks_folder(engine: dict[str, Any]) -> Path:
-    return Path(lmms_eval.__file__).parent / "tasks" / engine["folder"]
-
-
-def _task_manager(engine: dict[str, Any]) -> TaskManager:
-    # One folder instead of the full index: 0.1 s instead of 3 s.
-    return TaskManager(
-        "ERROR",
-        include_defaults=False,
-        model_name=PROMPT_MODEL,
-        include_path=[str(_tasks_folder(engine))],
-    )
-
-
-def _task(engine: dict[str, Any]) -> ConfigurableTask:
-    config = _task_manager(engine)._get_config(engine["task"])
-    return ConfigurableTask(config=config, model_name=PROMPT_MODEL)
-
-
-def _data(job: Job, rows: Sequence[int] | None) -> contextlib.AbstractContextManager[None]:
-    dataset, split = job.engine["dataset"], job.engine["split"]
-    return redirect(
-        job.data.root,
-        subset=None if rows is None else (dataset, split, rows),
-        revision=(dataset, job.data.revision) if job.data.revision else None,
-        cache_dir=job.data.cache,
-    )
-
-
-def _rows(job: Job) -> list[int]:
-    """Rows of the split that this cell asks about, by ``limit`` or ``indices``."""
-    import datasets
-
-    try:
-        with _data(job, None):
-            # Loaded once here, because lmms-eval retries a failing load five times.
-            loaded = datasets.load_dataset(job.engine["dataset"], job.engine.get("config"))
-    except (OSError, ValueError) as error:
-        raise HarnessError(f"data set {job.engine['dataset']}: {one_line(error)}") from error
-    n = len(loaded[job.engine["split"]])
-    indices, limit = job.bench.get("indices"), job.bench.get("limit")
-    if indices is None:
-        return list(range(n if limit is None else min(n, limit)))
-    if outside := [i for i in indices if i >= n]:
-        raise ConfigError(f"bench.indices: {outside[0]} is outside the {n} samples of this data")
-    return list(indices)
-
-
-def _outcome(
-    job: Job,
-    result: dict[str, Any],
-    rows: Sequence[int],
-    answered: Sequence[int],
-    entries: dict[int, dict[str, Any]],
-) -> Outcome:
-    task = job.engine["task"]
-    metrics = {
-        key.removesuffix(",none"): float(value)
-        for key, value in result["results"][task].items()
-        if key.endswith(",none") and "stderr" not in key and isinstance(value, (int, float))
-    }
-    if job.bench["metric"] not in metrics:
-        raise HarnessError(
-            f"lmms-eval gave no '{job.bench['metric']}' for {task} (it gave: {', '.join(metrics)})"
-        )
-    scored = {answered[sample["doc_id"]]: sample for sample in result["samples"][task]}
-    samples = []
-    for row in rows:
-        sample = scored.get(row)
-        samples.append({**entries[row], **_about(job, sample)})
-    return Outcome(metrics, samples)
-
-
-def _about(job: Job, sample: dict[str, Any] | None) -> dict[str, Any]:
-    if sample is None:
-        return {"score": None}
-    doc = sample["doc"]
-    reference = doc.get(job.bench["reference"]) if job.bench.get("reference") else sample["target"]
-    return {
-        "question_id": doc.get("question_id"),
-        "image_id": doc.get("image_id", doc.get("imageId")),
-        "reference": reference,
-        "score": _score(sample.get(job.bench["metric"]), job.bench["scale"]),
-    }
-
-
-def _score(value: Any, scale: float) -> float | None:
-    """A sample's own score: a number, or the ``score`` entry of what the task aggregates."""
-    if isinstance(value, dict):
-        value = value.get("score")
-    return float(value) * scale if isinstance(value, (int, float)) else None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,90 @@
+"""Every benchmark on a few mini rows, answered by an oracle or by a constant, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.data import mini, source
+from harness.engines.base import Job, Outcome
+from harness.known import entries
+from harness.store import Journal, read_journal
+from tests.engine_tools import ROOT, Scripted
+
+CONF = ROOT / "conf"
+BENCHES = sorted(file.stem for file in (CONF / "bench").glob("*.yaml"))
+LETTERS = "ABCDE"
+
+# What the right answer to a row is, in the form the benchmark's scorer wants.
+RIGHT: dict[str, Callable[[dict[str, Any]], str]] = {
+    "textvqa": lambda row: row["answers"][0],
+    "gqa": lambda row: row["answer"],
+    "vqav2": lambda row: row["multiple_choice_answer"],
+    "mme": lambda row: row["answer"],
+    "pope": lambda row: row["answer"],
+    "mmbench_en": lambda row: row["answer"],
+    "mmbench_cn": lambda row: row["answer"],
+    "chartqa": lambda row: row["answer"],
+    "docvqa": lambda row: row["answers"][0],
+    "scienceqa": lambda row: LETTERS[row["answer"]],
+    "vizwiz": lambda row: row["answers"][0],
+    "seedbench": lambda row: row["answer"],
+    "mmvet": lambda row: row["answer"].replace("<AND>", " and ").split("<OR>")[0],
+    "ocrbench": lambda row: row["answer"][0],
+}
+
+
+def config(name: str, **changes: Any) -> dict[str, Any]:
+    """conf/bench/<name>.yaml with changes."""
+    return {**(entries(CONF, "bench", name) or {}), **changes}
+
+
+def rows(name: str, samples: int) -> list[dict[str, Any]]:
+    """The mini rows of a benchmark as the engine's split holds them."""
+    bench = config(name)
+    wanted = bench["engines"]["lmms_eval"]["config"] or "data"
+    tables = mini.tables(bench["mini"], 0, samples)
+    return next(table.rows for table in tables if table.config == wanted)
+
+
+def job(
+    folder: Path, name: str, journal: Journal, *, engine: str = "lmms_eval", samples: int = 8,
+    batch_size: int = 4, **bench_changes: Any,
+) -> Job:  # fmt: skip
+    """A job on mini rows; continues what the journal in ``folder`` holds."""
+    bench = config(name, **bench_changes)
+    entry = bench["engines"][engine]
+    bench |= {k: v for k, v in entry.items() if k in bench and k != "engines"}
+    asked = {"source": "mini", "seed": 0, "samples": samples}
+    earlier = read_journal(folder / "samples.jsonl")
+    return Job(
+        bench=bench,
+        engine=entry,
+        data=source.prepare(asked, bench["mini"], entry, folder / "cache"),
+        batch_size=batch_size,
+        journal=journal,
+        answered={e["doc_id"]: e for e in earlier if not e["error"]},
+        scratch=folder / "engine",
+    )
+
+
+def oracle(name: str, samples: int = 8) -> Scripted:
+    right, known = RIGHT[config(name)["mini"]], rows(name, samples)
+    return Scripted(lambda question: right(known[question.doc_id]))
+
+
+def constant(answer: str = "xyzzy") -> Scripted:
+    return Scripted(lambda question: answer)
+
+
+def run(
+    folder: Path, name: str, answerer: Scripted, engine: str = "lmms_eval", **options: Any
+) -> Outcome:
+    """One benchmark through one engine; the journal stays in ``folder``."""
+    from harness import engines
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with Journal(folder / "samples.jsonl") as journal:
+        task = job(folder, name, journal, engine=engine, **options)
+        return engines.get(engine).run(task, answerer)
