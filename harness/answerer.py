@@ -11,6 +11,7 @@ import torch
 from harness import cost
 from harness.engines.base import Answer, Question
 from harness.errors import HarnessError
+from harness.images import as_rgb
 from models.load import VLM
 
 
@@ -135,7 +136,7 @@ def chat_inputs(vlm: VLM, batch: Sequence[Question], images: Sequence[Sequence[A
     processor = vlm.processor
     chats = [_messages(q.prompt, len(i)) for q, i in zip(batch, images, strict=True)]
     texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in chats]
-    flat = [image for found in images for image in found]
+    flat = [as_rgb(image) for found in images for image in found]
     bos = processor.tokenizer.bos_token
     inputs = processor(
         text=texts,

@@ -1,19 +1,16 @@
-"""Hugging Face VLMs: loading, and pruning inside unmodified classes."""
+"""Hugging Face VLMs: loading (``models.load``), and pruning inside unmodified classes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.load import VLM, load
     from models.record import SampleRecord
     from models.runtime import PruningRun, prune
 
-__all__ = ["VLM", "PruningRun", "SampleRecord", "load", "prune"]
+__all__ = ["PruningRun", "SampleRecord", "prune"]
 
 _HOMES = {
-    "VLM": "models.load",
-    "load": "models.load",
     "SampleRecord": "models.record",
     "PruningRun": "models.runtime",
     "prune": "models.runtime",

@@ -15,26 +15,34 @@ TEMPLATE = (
 )
 
 
-def tokenizer():
-    """One token a character; adds a begin token of its own, as Llama's does."""
+def tokenizer(
+    special: list[str] | None = None,
+    image: str = "<image>",
+    video: str | None = None,
+    bos: bool = True,
+):
+    """One token a character; adds a begin token of its own if ``bos``, as Llama's does."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     letters = string.ascii_letters + string.digits + " .,?!:'\n-/()"
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *letters])}
+    special = special or SPECIAL
+    vocabulary = {token: number for number, token in enumerate([*special, *letters])}
     assert len(vocabulary) <= tiny.VOCABULARY
     base = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     base.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    base.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
-    )
+    if bos:
+        base.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=base,
         pad_token="<pad>",
         bos_token="<bos>",
         eos_token="<end>",
         unk_token="<unk>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=[t for t in special if t not in ("<pad>", "<bos>", "<end>")],
+        extra_special_tokens={"image_token": image, **({"video_token": video} if video else {})},
     )
 
 

@@ -74,14 +74,16 @@ def anyres_layout(
     """Layout of a packed anyres image from its tokens' marks; newline tokens are marked -1."""
     base = side * side
     number = torch.arange(len(tile))
-    if tile_grid is None:
-        # One crop and a single newline behind it, which belongs to the base view.
+    rows = int((tile[base:] == -1).sum())
+    n_tiles = 1 + (tile_grid[0] * tile_grid[1] if tile_grid else 0)
+    if tile_grid is None or rows == 0:
+        # One crop and a single newline behind it, or a canvas so thin that nothing of it is left:
+        # all there is belongs to the base view.
         return TokenLayout(
             tile, patch, torch.zeros_like(number), number // side, number % side,
-            ("base",), ((side, side),), 1, (side, side),
+            ("base",), ((side, side),), n_tiles, (side, side), tile_grid,
         )  # fmt: skip
     view = (number >= base).long()
-    rows = int((tile[base:] == -1).sum())
     width = (len(tile) - base) // rows
     return TokenLayout(
         tile=tile,
@@ -91,7 +93,7 @@ def anyres_layout(
         col=torch.where(view == 1, (number - base) % width, number % side),
         kinds=("base", "canvas"),
         grids=((side, side), (rows, width - 1)),
-        n_tiles=1 + tile_grid[0] * tile_grid[1],
+        n_tiles=n_tiles,
         patch_grid=(side, side),
         tile_grid=tile_grid,
     )
