@@ -11,6 +11,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness import benches
+
 FORMAT = 1  # raise when the meaning of the identity changes
 _ANSWERING_PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "pillow")
 _ENGINE_PACKAGES = {"lmms_eval": "lmms_eval"}
@@ -107,6 +109,7 @@ def make(
             "task": bench["engines"][engine]["task"],
             "limit": bench.get("limit"),
             "indices": bench.get("indices"),
+            **benches.scoring(bench, engine),
         },
         "engine": engine,
         "data": data,

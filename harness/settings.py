@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import calibrate, checkpoint, device
+from harness import benches, calibrate, checkpoint, device
 from harness import cell as cells
 from harness.data import source
 from harness.errors import ConfigError, unknown
@@ -47,7 +47,7 @@ def prepare(config: dict[str, Any], *, sweep: bool = False) -> Prepared:
     _check_task(config["task"])
     config = {**config, "ratio": _ratio(config, sweep, notes)}
     _check_numbers(config)
-    _check_engine(config)
+    config = {**config, "bench": benches.for_engine(config["bench"], config["engine"]["name"])}
     source.check(config["data"])
     if config["task"] == "calibrate":
         config = calibrate.calibration_data(config)
@@ -58,7 +58,7 @@ def prepare(config: dict[str, Any], *, sweep: bool = False) -> Prepared:
         config = calibrate.resolve(config, found.fingerprint(), results, notes)
     engine = config["bench"]["engines"][config["engine"]["name"]]
     cache = Path(config["paths"]["results"]) / ".cache"
-    data = source.prepare(config["data"], config["bench"]["name"], engine, cache.resolve())
+    data = source.prepare(config["data"], config["bench"], engine, cache.resolve())
     cell = cells.make(
         config,
         checkpoint=found.fingerprint(),
@@ -117,13 +117,6 @@ def _check_numbers(config: dict[str, Any]) -> None:
 def _whole(name: str, value: Any, low: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ConfigError(f"{name} must be a whole number >= {low}: got {value!r}")
-
-
-def _check_engine(config: dict[str, Any]) -> None:
-    name, bench = config["engine"]["name"], config["bench"]
-    if name not in bench["engines"]:
-        known = ", ".join(bench["engines"])
-        raise ConfigError(f"bench={bench['name']} has no engine={name} (it has: {known})")
 
 
 def unknown_keys(config: dict[str, Any], known: Iterable[str]) -> list[str]:

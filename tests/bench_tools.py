@@ -61,7 +61,7 @@ def job(
     return Job(
         bench=bench,
         engine=entry,
-        data=source.prepare(asked, bench["mini"], entry, folder / "cache"),
+        data=source.prepare(asked, bench, entry, folder / "cache"),
         batch_size=batch_size,
         journal=journal,
         answered={e["doc_id"]: e for e in earlier if not e["error"]},

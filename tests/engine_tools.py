@@ -39,7 +39,7 @@ def job(
     return Job(
         bench=bench,
         engine=engine,
-        data=source.prepare(asked, "textvqa", engine, cache or folder / "cache"),
+        data=source.prepare(asked, bench, engine, cache or folder / "cache"),
         batch_size=batch_size,
         journal=journal,
         answered={entry["doc_id"]: entry for entry in earlier if not entry["error"]},

@@ -78,7 +78,7 @@ def cached_model(home, commit=COMMIT):
 
 def test_the_commit_of_a_data_set_is_asked_and_recorded(server, tmp_path):
     server["/api/datasets/org/data/revision/main"] = {"sha": COMMIT}
-    made = source.prepare({"source": "hub"}, "textvqa", ENGINE, tmp_path)
+    made = source.prepare({"source": "hub"}, {"name": "textvqa"}, ENGINE, tmp_path)
     assert made.identity == {"source": "hub", "dataset": "org/data", "revision": COMMIT}
     assert (made.revision, made.note) == (COMMIT, None)
 
@@ -86,7 +86,7 @@ def test_the_commit_of_a_data_set_is_asked_and_recorded(server, tmp_path):
 def test_without_a_network_the_cached_commit_is_used_and_said(tmp_path):
     cached_dataset(tmp_path, "b" * 40, when=1000.0)
     cached_dataset(tmp_path, COMMIT, when=2000.0)
-    made = source.prepare({"source": "hub"}, "textvqa", ENGINE, tmp_path)
+    made = source.prepare({"source": "hub"}, {"name": "textvqa"}, ENGINE, tmp_path)
     assert made.revision == COMMIT, "the one prepared last, which the library will take as well"
     assert "hub not reachable" in made.note and hub.offline()
 
@@ -95,7 +95,7 @@ def test_a_commit_that_is_not_cached_is_not_replaced_by_another(tmp_path):
     cached_dataset(tmp_path, "b" * 40)
     asked = {"source": "hub", "revision": COMMIT}
     with pytest.raises(ConfigError, match="not in the local cache"):
-        source.prepare(asked, "textvqa", ENGINE, tmp_path)
+        source.prepare(asked, {"name": "textvqa"}, ENGINE, tmp_path)
 
 
 def test_a_commit_other_than_the_recorded_one_is_refused():

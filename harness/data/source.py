@@ -42,17 +42,19 @@ def check(data: dict[str, Any]) -> None:
         raise ConfigError(f"data.root: no such directory: {root}")
 
 
-def prepare(data: dict[str, Any], bench: str, engine: dict[str, Any], cache: Path) -> DataSource:
+def prepare(
+    data: dict[str, Any], bench: dict[str, Any], engine: dict[str, Any], cache: Path
+) -> DataSource:
     """Build (mini) or locate (hub) the data of one benchmark, with what identifies its rows."""
     if data["source"] == "mini":
-        return _mini(data, bench, cache)
+        return _mini(data, bench.get("mini") or bench["name"], cache)
     if data.get("root"):
         root = Path(str(data["root"])).expanduser().resolve()
         if (root / _NOTE).exists() or list((root / engine["dataset"]).glob(".*.json")):
             raise ConfigError(f"data.root: {root} holds drawn mini data; use data=mini")
         identity = {"source": "hub", "content": _listing(root / engine["dataset"])}
         return DataSource("hub", root, None, cache / "datasets", identity)
-    commit, note = hub.dataset_commit(engine["dataset"], data.get("revision"), bench)
+    commit, note = hub.dataset_commit(engine["dataset"], data.get("revision"), bench["name"])
     identity = {"source": "hub", "dataset": engine["dataset"], "revision": commit}
     return DataSource("hub", None, commit, None, identity, note)
 

@@ -1,0 +1,34 @@
+"""A benchmark as one engine sees it: the file's common entries, and what the engine has instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.errors import ConfigError
+
+# Entries of conf/bench that an engine may state otherwise, because its scorer does.
+OVERRIDABLE = ("metric", "scale", "unit", "maximum", "others", "judge", "prompt", "samples")
+
+
+def for_engine(bench: dict[str, Any], engine: str) -> dict[str, Any]:
+    """The bench entry with the engine's own metric, scale, prompt and so on in place.
+
+    Raises:
+        ConfigError: the benchmark does not exist in this engine.
+    """
+    if engine not in bench["engines"]:
+        known = ", ".join(bench["engines"])
+        raise ConfigError(f"bench={bench['name']} has no engine={engine} (it has: {known})")
+    own = bench["engines"][engine]
+    return {**bench, **{key: own[key] for key in OVERRIDABLE if key in own}}
+
+
+def scoring(bench: dict[str, Any], engine: str) -> dict[str, Any]:
+    """What shapes prompts and scores beyond the task's name; part of a cell's identity."""
+    entry = bench["engines"][engine]
+    chosen = {
+        "judge": bench.get("judge"),
+        "prompt_options": entry.get("prompt_options"),
+        "prompt_style": entry.get("prompt_style"),
+    }
+    return {key: value for key, value in chosen.items() if value}
