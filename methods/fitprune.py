@@ -197,8 +197,8 @@ class FitPrune(LayerMethod):
     def cost(self, shape: SelectionShape) -> int:
         """All logits once more in layers that drop: a softmax needs each row's denominator.
 
-        An upper bound, since rows before the image are skipped.
+        Rows before the first visual token are skipped.
         """
         drops = [a > b for a, b in zip(shape.visual, shape.visual[1:], strict=False)]
         rows = (n for n, drop in zip(shape.sequence, drops, strict=False) if drop)
-        return sum(n * n for n in rows) * shape.attention_width
+        return sum((n - shape.before) * n for n in rows) * shape.attention_width

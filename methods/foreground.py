@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from methods import ops
-from methods.base import TokenMethod, View, choice, in_range
+from methods.base import SelectionShape, TokenMethod, View, choice, in_range
 from methods.registry import register
 
 
@@ -68,6 +68,10 @@ class Foreground(TokenMethod):
     def score(self, view: View) -> Tensor:
         draw = ops.seeded_uniform(len(view), self.seed, *view.key).to(view.features.device)
         return draw + (self.foreground(view) == self.preserved)
+
+    def cost(self, shape: SelectionShape) -> int:
+        """Reading the provider's attention; an annotation costs nothing."""
+        return 0 if self.provider == "annotation" else shape.encoder_attention(self.provider)
 
 
 @register("background")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.base import SelectionShape, TokenMethod, View
+from methods.base import TokenMethod, View
 from methods.registry import register
 
 
@@ -25,7 +25,3 @@ class L2Norm(TokenMethod):
 
     def score(self, view: View) -> Tensor:
         return torch.linalg.vector_norm(view.features, dim=-1)
-
-    def cost(self, shape: SelectionShape) -> int:
-        """One dot product per token."""
-        return sum(shape.views) * shape.width

@@ -53,3 +53,8 @@ def best_pairs(similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     best, column = similarity.max(dim=-1)
     best, row = torch.sort(best, dim=-1, descending=True, stable=True)
     return best, row, column.gather(-1, row)
+
+
+def even_places(n: int, k: int) -> Tensor:
+    """``k`` distinct places ``[k]`` spread evenly over ``n``, half a step from both ends."""
+    return (torch.arange(k) * 2 + 1) * n // (2 * max(1, k))

@@ -20,8 +20,16 @@ from methods.fastv import FastV
 from methods.fitprune import FitPrune, published_recipes
 from methods.fitprune_search import Costs, search_recipe
 from methods.holov import released_selection
+from methods.prumerge import (
+    absorb,
+    full_width_attention,
+    neighbours,
+    outlier_count,
+    with_stride,
+)
 from methods.seqprune import SequentialPrune
 from methods.tome import merge_rounds, merge_tokens
+from methods.visionzip import contextual_features, contextual_tokens
 from methods.vispruner import important_and_diverse
 from tests.golden_llama import TinyLlama
 from tests.golden_tools import (
@@ -481,3 +489,74 @@ def check_holov(golden: Golden) -> None:
         image = packed_image(x, base=(1, len(x)), cls_attention=a[None, :, None])
         emitted = method.keep(image).features
         assert torch.equal(emitted, x[expected.clamp(min=0)] * (expected >= 0)[:, None])
+
+
+@checks("visionzip")
+def check_visionzip(golden: Golden) -> None:
+    """Dominant and contextual tokens, assignment and features; index 0 is CLS throughout."""
+    p, hidden, metric = golden.params, golden["hidden"], golden["metric"]
+    score = golden["cls_attn"].sum(1)[:, 1:]
+    assert_scores(score, golden["expected_score"])
+    n_dominant, count = p["dominant_total_including_cls"], p["contextual"]
+    assert round((n_dominant + count) * 27 / 32) == n_dominant or p["case"] in ("case_1", "case_2")
+    for row in range(len(hidden)):
+        attended = 1 + ops.top_k(score[row], n_dominant - 1)
+        dominant = torch.cat([attended.new_zeros(1), attended])
+        assert torch.equal(dominant, golden["expected_dominant_topk_order"][row])
+        dominant = dominant.sort().values
+        assert torch.equal(dominant, golden["expected_dominant_sorted"][row])
+        contextual = contextual_tokens(metric[row], dominant, count)
+        assert torch.equal(contextual.targets, golden["expected_contextual_targets"][row])
+        assert torch.equal(contextual.sources, golden["expected_merge_sources"][row])
+        assert torch.equal(contextual.assignment, golden["expected_merge_assignment"][row])
+        merged = contextual_features(hidden[row], contextual)
+        features = torch.cat([hidden[row][dominant], merged])
+        assert_scores(features, golden["expected_features"][row], p["feature_atol"])
+
+
+@checks("prumerge")
+def check_prumerge(golden: Golden) -> None:
+    """Full-width attention, adaptive counts, strided tokens, neighbours and merged features."""
+    p, hidden, keys = golden.params, golden["hidden"][:, 1:], golden["key"]
+    attention = torch.stack(
+        [full_width_attention(q, k) for q, k in zip(golden["q_cls"], keys, strict=True)]
+    )
+    assert_scores(attention, golden["expected_cls_attn"])
+    n = attention.shape[1]
+    if p["adaptive"]:
+        outliers = outlier_count(attention.flatten())
+        assert outliers / attention.numel() == pytest.approx(p["ratio_used"])
+    count = int(n * p["ratio_used"])
+    assert count == p["topk_count"]
+    for row, a in enumerate(attention):
+        chosen = ops.top_k(a, count)
+        if p["method"] == "prumerge_plus":
+            assert p["step_length"] == int(1 / p["ratio_used"])
+            chosen = with_stride(chosen, n, p["step_length"] // 3)
+        assert torch.equal(chosen, golden["expected_kept_order"][row].long())
+        nearest = neighbours(keys[row, 1:], chosen, p["neighbours"])
+        expected = golden["expected_neighbours_sorted"][row].long()
+        assert torch.equal(nearest.sort().values, expected)
+        merged = absorb(hidden[row], a, chosen, nearest)
+        assert_scores(merged, golden["expected_features"][row], p["feature_atol"])
+    if not p["adaptive"]:
+        emitted = prumerge_emits(golden, attention, hidden, keys[:, 1:], count + 1)
+        expected = golden["expected_features"].flatten(0, 1)
+        assert_scores(emitted, expected, p["feature_atol"])
+
+
+def prumerge_emits(
+    golden: Golden, attention: Tensor, hidden: Tensor, keys: Tensor, keep: int
+) -> Tensor:
+    """Rows the method hands to the language model, with a projector that changes nothing."""
+    n_crops, n = attention.shape
+    offered = {
+        "tile_features": lambda: hidden,
+        "vision_features": lambda: hidden,
+        "last_attention": lambda: attention,
+        "last_keys": lambda: keys,
+    }
+    layout, key = crops_layout(n_crops, n), ("sample", 0)
+    image = ImageTokens(hidden.flatten(0, 1), layout, key, offered, project=lambda x: x)
+    method = build("prumerge", ratio=removal(keep, n), n_neighbours=golden.params["neighbours"])
+    return method.keep(image).features
