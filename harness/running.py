@@ -30,6 +30,7 @@ def run_cell(prepared: Prepared) -> dict[str, Any]:
         _say_finished(stored, store)
         return {**stored, "directory": str(store.folder)}
     method = build_method(prepared.config)
+    _check_schedule(method, prepared.checkpoint.config)
     store.open(prepared.config, fresh=bool(prepared.config["force"]))
     return _compute(prepared, store, method)
 
@@ -43,6 +44,19 @@ def build_method(config: dict[str, Any]) -> Any:
         if not target:
             return methods.build(config["method"]["name"], **method_options(config))
         return methods.build(_locate(target), **method_options(config))
+    except methods.MethodError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_schedule(method: Any, model: dict[str, Any]) -> None:
+    """Refuse a removal that this depth of model cannot reach, before the model is loaded."""
+    import methods
+
+    layers = model.get("text_config", model).get("num_hidden_layers")
+    if layers is None or not isinstance(method, methods.LayerMethod):
+        return  # not every config.json spells its depth out; the first sample will tell then
+    try:
+        method.checked_schedule(layers, n_visual=576)
     except methods.MethodError as error:
         raise ConfigError(str(error)) from error
 

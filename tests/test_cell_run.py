@@ -99,6 +99,12 @@ def test_a_bad_option_value_is_one_line_and_leaves_no_directory(run, tmp_path):
     assert cells(tmp_path) == []
 
 
+def test_a_removal_the_model_is_too_shallow_for_is_refused_at_once(run, tmp_path):
+    status, _, err = run("method=fastv", "ratio=0.99")
+    assert status == 2 and err.count("\n") == 1 and "impossible" in err
+    assert cells(tmp_path) == []
+
+
 def test_a_method_class_from_elsewhere(run, tmp_path):
     target = "method._target_=methods.random.RandomPruning"
     status, _, err = run("method=custom", target, "ratio=0.5", "+method.newline=drop")
