@@ -69,7 +69,7 @@ def _job(cfg: DictConfig) -> None:
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         try:
             result = _run(cfg, sweep=False)
-            if cfg.task == "cell":
+            if cfg.task == "cell" and result is not None:
                 _show([result])
         except Exception as error:  # Hydra would print a line of its own; main() explains it
             _failed.append(error)
@@ -82,7 +82,8 @@ def _job(cfg: DictConfig) -> None:
     print(f"[{number}] {overrides}", flush=True)
     try:
         result = _run(cfg, sweep=True)
-        sweep.note(number, overrides, **({"result": result} if cfg.task == "cell" else {}))
+        if result is not None:  # None: another process of the group tells
+            sweep.note(number, overrides, **({"result": result} if cfg.task == "cell" else {}))
     except Exception as error:
         if cfg.get("debug"):
             traceback.print_exc()
@@ -91,7 +92,7 @@ def _job(cfg: DictConfig) -> None:
         sweep.note(number, overrides, error=reason)
 
 
-def _run(cfg: DictConfig, *, sweep: bool) -> dict[str, Any]:
+def _run(cfg: DictConfig, *, sweep: bool) -> dict[str, Any] | None:
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     _check_keys(config)
     prepared = settings.prepare(config, sweep=sweep)

@@ -6,6 +6,7 @@ import sys
 from types import TracebackType
 from typing import Any
 
+from harness import ranks
 from harness.errors import ConfigError
 
 
@@ -17,6 +18,7 @@ class Progress:
             raise ConfigError(f"progress must be auto, true or false: got {mode!r}")
         self._stream = sys.stderr  # taken now: libraries are redirected while the bar is drawn
         self._on = mode is True or (mode == "auto" and self._stream.isatty())
+        self._on = self._on and not ranks.secondary()
         self._title, self._bar = title, None
 
     def update(self, done: int, total: int, score: float | None) -> None:
@@ -46,5 +48,6 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """One line of information."""
-    print(text, flush=True)
+    """One line of information, once per group of processes."""
+    if not ranks.secondary():
+        print(text, flush=True)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Any
 
-from harness import meter, provenance
+from harness import meter, provenance, ranks
 from harness.cell import method_options
 from harness.display import Progress, say
+from harness.engines.base import ShareAnswered
 from harness.errors import ConfigError, HarnessError
 from harness.settings import Prepared
 from harness.store import Journal, Store
 
 
-def run_cell(prepared: Prepared) -> dict[str, Any]:
+def run_cell(prepared: Prepared) -> dict[str, Any] | None:
     """The stored result of the cell, computed now unless it is there already.
+
+    In a group of processes (``torchrun``) rank 0 returns it and the others return None.
 
     Raises:
         ConfigError: the method refuses its options.
@@ -31,8 +35,40 @@ def run_cell(prepared: Prepared) -> dict[str, Any]:
         return {**stored, "directory": str(store.folder)}
     method = build_method(prepared.config)
     _check_schedule(method, prepared.checkpoint.config)
+    group = ranks.join()
+    if group is None:
+        _open(prepared, store)
+        return _compute(prepared, store, method)
+    return _compute_together(group, prepared, store, method)
+
+
+def _open(prepared: Prepared, store: Store) -> None:
     store.open(prepared.config, fresh=bool(prepared.config["force"]))
-    return _compute(prepared, store, method)
+    ranks.fold(store.folder, store.journal_file)  # what a killed group of processes left behind
+
+
+def _compute_together(
+    group: ranks.Ranks, prepared: Prepared, store: Store, method: Any
+) -> dict[str, Any] | None:
+    """Every rank answers its share; rank 0 then scores what all of them answered."""
+    from harness import quiet
+
+    group.wait()  # all have seen whether the cell was finished
+    if group.first:
+        _open(prepared, store)
+    group.wait()
+    earlier = [entry for entry in store.samples() if not entry["error"]]
+    title = f"{prepared.cell.labels['method']} {prepared.cell.labels['ratio']}"
+    log = store.log_file if group.first else store.folder / f"log.rank{group.rank}.txt"
+    with Progress(prepared.config["progress"], title) as progress:
+        with quiet.libraries_to(log), ranks.alone(), contextlib.suppress(ShareAnswered):
+            _answer(prepared, store, method, progress, earlier, group)
+    group.wait()
+    if not group.first:
+        return None
+    ranks.fold(store.folder, store.journal_file)
+    with ranks.alone():
+        return _compute(prepared, store, method, len(earlier), group.world)
 
 
 def build_method(config: dict[str, Any]) -> Any:
@@ -85,12 +121,14 @@ def _say_finished(stored: dict[str, Any], store: Store) -> None:
         say("note: methods/ or models/ changed since this result was computed")
 
 
-def _compute(prepared: Prepared, store: Store, method: Any) -> dict[str, Any]:
+def _compute(
+    prepared: Prepared, store: Store, method: Any, resumed: int | None = None, processes: int = 1
+) -> dict[str, Any]:
     from harness import quiet
 
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
     earlier = [entry for entry in store.samples() if not entry["error"]]
-    if earlier:
+    if earlier and resumed is None:
         say(f"continuing after {len(earlier)} answered samples of an interrupted run")
     title = f"{prepared.cell.labels['method']} {prepared.cell.labels['ratio']}"
     with Progress(prepared.config["progress"], title) as progress:
@@ -99,7 +137,8 @@ def _compute(prepared: Prepared, store: Store, method: Any) -> dict[str, Any]:
     meter.check_removal(outcome.samples, prepared.config["ratio"], method.ratio_mode)
     result = _result(prepared, outcome)
     result |= {
-        "resumed_after": len(earlier),
+        "resumed_after": len(earlier) if resumed is None else resumed,
+        "processes": processes,
         "started": started,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "wall_s": round(time.perf_counter() - clock, 3),
@@ -111,7 +150,12 @@ def _compute(prepared: Prepared, store: Store, method: Any) -> dict[str, Any]:
 
 
 def _answer(
-    prepared: Prepared, store: Store, method: Any, progress: Progress, earlier: list[dict[str, Any]]
+    prepared: Prepared,
+    store: Store,
+    method: Any,
+    progress: Progress,
+    earlier: list[dict[str, Any]],
+    group: ranks.Ranks | None = None,
 ) -> Any:
     from harness import engines
     from harness.answerer import ModelAnswerer
@@ -122,13 +166,17 @@ def _answer(
 
     config = prepared.config
     where = {"path": prepared.checkpoint.path, "name": config["model"]["name"], **prepared.runtime}
+    journal_file, share = store.journal_file, None
+    if group is not None:
+        where["device"] = group.device(where["device"])
+        journal_file, share = group.journal(store.folder), (group.rank, group.world)
     try:
         vlm = load(where)
     except ModelLoadError as error:
         raise HarnessError(str(error)) from error
     meter.reset_peak_memory(vlm.device)
     engine = engines.get(config["engine"]["name"])
-    with Journal(store.journal_file) as journal, prune(vlm.model, method) as run:
+    with Journal(journal_file) as journal, prune(vlm.model, method) as run:
         job = Job(
             bench=config["bench"],
             engine=config["bench"]["engines"][config["engine"]["name"]],
@@ -138,6 +186,7 @@ def _answer(
             answered={entry["doc_id"]: entry for entry in earlier},
             scratch=store.folder / "engine",
             on_progress=progress.update,
+            share=share,
         )
         answerer = ModelAnswerer(vlm, run, config["decoding"]["max_new_tokens"])
         return engine.run(job, answerer)

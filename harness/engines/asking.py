@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.engines.base import Answer, Answerer, Question, SampleLog
+from harness.engines.base import Answer, Answerer, Question, SampleLog, ShareAnswered
 from harness.errors import HarnessError, one_line
 
 GIVE_UP_AFTER = 8  # samples failing in a row from the start: the cell itself is broken
@@ -37,11 +37,14 @@ class Asker:
     answered: dict[int, dict[str, Any]]
     batch_size: int
     progress: Callable[[dict[str, Any]], None]
+    share: tuple[int, int] | None = None
 
     def ask(self, questions: Sequence[Question]) -> dict[int, dict[str, Any]]:
         """Journal entry of every question, by doc_id."""
         entries: dict[int, dict[str, Any]] = {}
-        for batch in batches(questions, self.batch_size):
+        rank, world = self.share or (0, 1)
+        # Whole batches are shared out, so every batch is the one a single process would make.
+        for batch in batches(questions, self.batch_size)[rank::world]:
             # Batches are cut from the full list, so a resumed run batches like an unbroken one.
             missing = [q for q in batch if q.doc_id not in self.answered]
             fresh = zip(missing, self._answers(missing), strict=True) if missing else ()
@@ -58,6 +61,8 @@ class Asker:
                     )
                 entries[question.doc_id] = entry
                 self.progress(entry)
+        if self.share:
+            raise ShareAnswered
         return entries
 
     def _answers(self, batch: Sequence[Question]) -> list[dict[str, Any]]:

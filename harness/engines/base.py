@@ -63,6 +63,10 @@ class SampleLog(Protocol):
     def append(self, entry: dict[str, Any]) -> None: ...
 
 
+class ShareAnswered(Exception):
+    """Raised out of an engine when this process has answered its share and must not score."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What an engine is asked to do.
@@ -76,6 +80,7 @@ class Job:
         answered: entries of an earlier, interrupted run by doc_id; not asked again.
         scratch: directory for files the engine insists on writing.
         on_progress: called with (done, total, running score or None).
+        share: (rank, world): answer every world-th batch only, then raise :class:`ShareAnswered`.
     """
 
     bench: dict[str, Any]
@@ -86,6 +91,7 @@ class Job:
     answered: dict[int, dict[str, Any]]
     scratch: Path
     on_progress: Callable[[int, int, float | None], None] = lambda done, total, score: None
+    share: tuple[int, int] | None = None
 
 
 @dataclass

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,8 +31,6 @@ class LmmsEval:
 
     def run(self, job: Job, answerer: Answerer) -> Outcome:
         """Answer and score one task; failed samples are left out of every metric."""
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise HarnessError("several processes per cell are not supported: unset WORLD_SIZE")
         quiet.loguru_to_stderr()
         quiet.no_progress_bars()
         with _no_bars():
@@ -100,7 +97,9 @@ class Adapter(lmms):
         self._place = {row: place for place, row in enumerate(rows)}
         self._scores: list[float] = []
         self._done = 0
-        self._asker = Asker(answerer, job.journal, job.answered, job.batch_size, self._progress)
+        self._asker = Asker(
+            answerer, job.journal, job.answered, job.batch_size, self._progress, job.share
+        )
 
     def generate_until(self, requests: list[Any]) -> list[GenerationResult]:
         """Answers in the order of the requests, exactly one each."""
