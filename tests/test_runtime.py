@@ -208,6 +208,15 @@ def test_an_unsupported_architecture_names_the_supported_ones():
         family_of(model)
 
 
+@pytest.mark.parametrize("version", ["4.57.1", "5.0.0", "6.0.0"])
+def test_an_untested_transformers_version_is_refused_naming_the_range(monkeypatch, version):
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", version)
+    with pytest.raises(PruningUnsupported, match=rf"{version}.*\[5.23, 6\)"):
+        family_of(tiny.model("llava"))
+
+
 def test_the_torch_free_list_of_architectures_is_that_of_the_adapters():
     from models.families import supported_model_types
     from models.supported import SUPPORTED_MODEL_TYPES

@@ -11,6 +11,9 @@ from models.families.llava_next import LlavaNext
 from models.families.llava_onevision import LlavaOnevision
 from models.families.qwen2_vl import Qwen2VL, Qwen25VL
 
+#: versions of transformers the adapters are written for: [first, before)
+TRANSFORMERS_RANGE = ("5.23", "6")
+
 FAMILIES: tuple[type[Family], ...] = (Llava, LlavaNext, LlavaOnevision, Qwen2VL, Qwen25VL)
 
 
@@ -23,8 +26,9 @@ def family_of(model: Any) -> Family:
     """The adapter for a loaded Hugging Face model.
 
     Raises:
-        PruningUnsupported: no adapter, or a text configuration pruning cannot serve.
+        PruningUnsupported: no adapter for the architecture or this version of transformers.
     """
+    _check_library()
     kind = getattr(model.config, "model_type", type(model).__name__)
     for family in FAMILIES:
         if kind in family.model_types:
@@ -35,4 +39,18 @@ def family_of(model: Any) -> Family:
     )
 
 
-__all__ = ["FAMILIES", "CapturedImage", "Family", "family_of", "supported_model_types"]
+def _check_library() -> None:
+    import transformers
+
+    def number(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+
+    first, before = TRANSFORMERS_RANGE
+    found = transformers.__version__
+    if not number(first) <= number(found) < number(before):
+        raise PruningUnsupported(
+            f"transformers {found} is outside the supported range [{first}, {before})"
+        )
+
+
+__all__ = ["FAMILIES", "TRANSFORMERS_RANGE", "CapturedImage", "Family", "family_of", "supported_model_types"]
