@@ -53,4 +53,11 @@ def _check_library() -> None:
         )
 
 
-__all__ = ["FAMILIES", "TRANSFORMERS_RANGE", "CapturedImage", "Family", "family_of", "supported_model_types"]
+__all__ = [
+    "FAMILIES",
+    "TRANSFORMERS_RANGE",
+    "CapturedImage",
+    "Family",
+    "family_of",
+    "supported_model_types",
+]
