@@ -32,3 +32,9 @@ def scoring(bench: dict[str, Any], engine: str) -> dict[str, Any]:
         "prompt_style": entry.get("prompt_style"),
     }
     return {key: value for key, value in chosen.items() if value}
+
+
+def scales(bench: dict[str, Any]) -> dict[str, float]:
+    """Factor from the engine's number to the stated unit, for every metric the file names."""
+    others = bench.get("others") or {}
+    return {bench["metric"]: bench["scale"], **{k: v["scale"] for k, v in others.items()}}

@@ -133,13 +133,24 @@ def _show(results: Sequence[dict[str, Any]]) -> None:
 
     cells = frame.frame(frame.row(result) for result in results)
     print("\n" + frame.text(cells))
-    for line in frame.notes(cells):
+    for line in [*frame.notes(cells), *_gate_lines(results)]:
         print(line)
     if len(results) == 1:
         print(f"results: {_shown_path(results[0]['directory'])}")
     store = Path(results[0]["directory"]).parents[3]
     where = "" if store == ROOT / "results" else f" --results {_shown_path(str(store))}"
     print(f"all cells so far: python scripts/tables.py{where}", flush=True)
+
+
+def _gate_lines(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Measured beside published, for every unpruned cell that was just run."""
+    from harness import gate
+
+    lines = []
+    for result in filter(gate.is_baseline, results):
+        first, *rest = gate.judge(result).lines()
+        lines += [f"{result['bench']} {first}", *rest]
+    return lines
 
 
 def _shown_path(path: str) -> str:

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from harness import meter, provenance, ranks
+from harness import benches, meter, provenance, ranks
 from harness.cell import method_options
 from harness.display import Progress, say
 from harness.engines.base import ShareAnswered
@@ -204,6 +204,9 @@ def _result(prepared: Prepared, outcome: Any) -> dict[str, Any]:
         "unit": bench["unit"],
         "higher_is_better": bench["higher_is_better"],
         "metrics": outcome.metrics,
+        "scales": benches.scales(bench),
+        "judge": bench.get("judge"),
+        "checkpoint_id": prepared.config["model"].get("hub") or prepared.config["model"]["name"],
         "n_samples": len(outcome.samples),
         "n_failed": len(failed),
         "failures": [{"doc_id": s["doc_id"], "error": s["error"]} for s in failed[:20]],

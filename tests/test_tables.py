@@ -50,6 +50,8 @@ def result(method="gprune", ratio=0.9, score=50.0, failed=0, **changes):
         "counters": meter.summary(samples),
         "finished": "2026-01-01T00:00:00",
         "directory": "somewhere",
+        "identity": {"method": {"name": method}, "bench": {"limit": None, "indices": None}},
+        "metrics": {"exact_match": score / 100},
         **changes,
     }
 
@@ -80,9 +82,9 @@ def test_the_frame_holds_finished_cells_only(results):
 def test_a_cell_with_failures_is_marked(results):
     cells = frame.read(results)
     shown = frame.display(cells)
-    assert shown["score"].tolist() == ["80.00", "50.00", "3.00!"]
+    assert shown["score"].tolist() == ["80.00", "50.00†", "3.00!†"]
     assert shown["n"].tolist() == ["4", "4", "4/5"]
-    assert len(frame.notes(cells)) == 2
+    assert len(frame.notes(cells)) == 3
 
 
 def test_the_table_names_the_data(results):

@@ -9,10 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from harness import gate
+
 COLUMNS = (
     "model", "method", "ratio", "bench", "data", "score", "n", "failed", "visual_tokens",
     "visual_kept", "removal", "macs", "macs_pct", "samples_per_s", "unit", "metric", "engine",
-    "finished", "key", "directory",
+    "judge", "gate", "finished", "key", "directory",
 )  # fmt: skip
 
 
@@ -28,6 +30,8 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
         "macs": macs,
         "macs_pct": 100 * macs / full if macs and full else None,
         "samples_per_s": counters["accuracy_pass"]["samples_per_s"],
+        "judge": result.get("judge"),
+        "gate": gate.status(result),
         **{k: result[k] for k in ("unit", "metric", "engine", "finished", "key", "directory")},
     }
 
@@ -36,8 +40,7 @@ def read(results: Path) -> pd.DataFrame:
     """Every finished cell below ``results/runs``; set-aside and unfinished ones are left out."""
     found = []
     for file in sorted((Path(results) / "runs").glob("*/*/*/result.json")):
-        entry = row(json.loads(file.read_text()))
-        found.append({**entry, "directory": str(file.parent)})
+        found.append(row({**json.loads(file.read_text()), "directory": str(file.parent)}))
     return frame(found)
 
 
@@ -48,7 +51,10 @@ def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def display(cells: pd.DataFrame) -> pd.DataFrame:
-    """The columns people read, formatted. A failed sample puts a ``!`` behind the score."""
+    """The columns people read, formatted.
+
+    A failed sample puts a ``!`` behind the score, a baseline that is not confirmed a ``†``.
+    """
     shown = pd.DataFrame()
     shown["model"] = cells["model"]
     shown["method"] = cells["method"]
@@ -56,6 +62,7 @@ def display(cells: pd.DataFrame) -> pd.DataFrame:
     shown["bench"] = cells["bench"]
     shown["data"] = cells["data"]
     marks = cells["failed"].map(lambda n: "!" if n else "")
+    marks += [_gate_mark(*pair) for pair in zip(cells["method"], cells["gate"], strict=True)]
     shown["score"] = cells["score"].map("{:.2f}".format) + marks
     answered = cells["n"] - cells["failed"]
     shown["n"] = [
@@ -67,6 +74,10 @@ def display(cells: pd.DataFrame) -> pd.DataFrame:
     shown["MACs"] = cells["macs_pct"].map(lambda p: "-" if pd.isna(p) else f"{p:.1f} %")
     shown["samples/s"] = cells["samples_per_s"].map(lambda s: "-" if pd.isna(s) else f"{s:.1f}")
     return shown
+
+
+def _gate_mark(method: str, status: str) -> str:
+    return "" if method == "none" else gate.mark(status)
 
 
 def _tokens(before: float, after: float) -> str:
@@ -85,4 +96,7 @@ def notes(cells: pd.DataFrame) -> list[str]:
         lines.append("data=mini: drawn stand-in images, not the benchmark; compare rows only.")
     if (cells["failed"] > 0).any():
         lines.append("!: some samples failed; the score is over the answered ones.")
+    if (cells["judge"] == "rule").any():
+        lines.append("MMBench, MM-Vet: answers judged by rule, not by a language model.")
+    lines += gate.explanations(cells.loc[cells["method"] != "none", "gate"])
     return lines

@@ -1,0 +1,148 @@
+"""The baseline gate: measured beside published, and what a pruned row then carries."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from harness import gate
+from harness.known import groups
+from harness.tables import frame
+from tests.bench_tools import CONF, config
+
+FIELDS = "checkpoint data bench metric value unit tolerance decides engine protocol source note"
+
+
+@pytest.fixture
+def published(tmp_path):
+    rows = [
+        ["a/b", "hub", "gqa", "exact_match", "62.0", "%", "1.0", "yes", "lmms_eval", "p", "s", ""],
+        ["a/b", "hub", "gqa", "exact_match", "66.0", "%", "1.0", "no", "lmms_eval", "p", "s", ""],
+        ["a/b", "hub", "pope", "pope_accuracy|pope_f1_score", "87.8", "%", "0.5", "yes",
+         "lmms_eval", "p", "s", "accuracy or F1 not stated"],
+    ]  # fmt: skip
+    folder = tmp_path / "published"
+    folder.mkdir()
+    with (folder / "baselines.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([FIELDS.split(), *rows])
+    return folder
+
+
+def result(bench="gqa", metrics=None, method=None, **changes):
+    metrics = metrics or {"exact_match": 0.62}
+    identity = {
+        "model": {"checkpoint": "x"},
+        "method": method or {"name": "none"},
+        "bench": {"limit": None, "indices": None},
+        "batch_size": 8,
+    }
+    return {
+        "key": "",
+        "identity": identity,
+        "checkpoint_id": "a/b",
+        "data": "hub",
+        "bench": bench,
+        "engine": "lmms_eval",
+        "metrics": metrics,
+        "scales": dict.fromkeys(metrics, 100),
+        "n_failed": 0,
+        **changes,
+    }
+
+
+def partial(**bench):
+    made = result()
+    made["identity"]["bench"] = {"limit": None, "indices": None, **bench}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "status"),
+    [
+        (result(), gate.PASSED),
+        (result(metrics={"exact_match": 0.6301}), gate.FAILED),
+        (result(metrics={"exact_match": 0.66}), gate.FAILED),  # the 66.0 does not decide
+        (result(n_failed=1), gate.PARTIAL),
+        (partial(limit=100), gate.PARTIAL),
+        (partial(indices=[1, 2]), gate.PARTIAL),
+        (result(checkpoint_id="a/c"), gate.UNKNOWN),
+        (result(data="mini"), gate.UNKNOWN),
+        (result(engine="vlmevalkit"), gate.UNKNOWN),
+        (result("pope", {"pope_accuracy": 0.90, "pope_f1_score": 0.876}), gate.PASSED),
+        (result("pope", {"pope_accuracy": 0.90, "pope_f1_score": 0.90}), gate.FAILED),
+    ],
+)
+def test_the_verdict(made, status, published):
+    assert gate.judge(made, published).status == status
+
+
+def test_the_lines_show_both_numbers_and_the_source(published):
+    lines = gate.judge(result(metrics={"exact_match": 0.645}), published).lines()
+    assert lines[0].startswith("baseline gate: failed")
+    assert "measured 64.50, published 62.00 % (+2.50, OUTSIDE 1) [s, p]" in lines[1]
+    assert "for information" in lines[2]
+
+
+def store(folder, made):
+    name = f"{made['identity']['method']['name']}-{made.get('ratio', 0)}-{made['key'][:8]}"
+    place = folder / "runs/gqa/m" / name
+    place.mkdir(parents=True)
+    made["directory"] = str(place)
+    (place / "result.json").write_text(json.dumps(made))
+    return made
+
+
+def test_a_pruned_row_is_judged_by_its_own_baseline(tmp_path, published):
+    pruned = result(method={"name": "gprune", "ratio": 0.9}, key="b" * 64, ratio=0.9)
+    pruned = store(tmp_path, pruned)
+    assert gate.status(pruned, published) == gate.NOT_RUN
+    other = result(key="0" * 64)
+    other["identity"]["batch_size"] = 1
+    store(tmp_path, {**other, "key": gate.baseline_key(other)})
+    assert gate.status(pruned, published) == gate.NOT_RUN, "another batch size is another baseline"
+    store(tmp_path, {**result(), "key": gate.baseline_key(pruned)})
+    assert gate.status(pruned, published) == gate.PASSED
+
+
+def test_every_status_but_passed_puts_a_mark_behind_a_pruned_score():
+    cells = frame.frame(
+        {"model": "m", "method": method, "ratio": 0.5, "bench": "gqa", "data": "hub",
+         "score": 60.0, "n": 4, "failed": 0, "gate": status}
+        for method, status in [("none", "failed"), ("gprune", "passed"), ("random", "failed"),
+                               ("fastv", "not run"), ("tome", "unknown")]
+    )  # fmt: skip
+    shown = dict(zip(cells["method"], frame.display(cells)["score"], strict=True))
+    assert shown == {"none": "60.00", "gprune": "60.00", "random": "60.00†", "fastv": "60.00†",
+                     "tome": "60.00†"}  # fmt: skip
+    assert len([note for note in frame.notes(cells) if note.startswith(gate.MARK)]) == 3
+
+
+def rows():
+    for file in sorted(gate.PUBLISHED.glob("*baselines.csv")):
+        with file.open(newline="") as stream:
+            yield from csv.DictReader(stream)
+
+
+def test_published_rows_name_existing_benchmarks_metrics_and_checkpoints():
+    from harness.known import entries
+
+    models = [entries(CONF, "model", name) for name in groups(CONF)["model"]]
+    checkpoints = {m["hub"] or m["name"] for m in models}
+    for row in rows():
+        assert list(row) == FIELDS.split()
+        bench = config(row["bench"])
+        assert set(row["metric"].split("|")) <= {bench["metric"], *bench["others"]}
+        assert row["checkpoint"] in checkpoints, row["checkpoint"]
+        assert row["decides"] in ("yes", "no") and row["source"] and float(row["tolerance"]) > 0
+        if bench["judge"] and bench.get("judge_replaces"):
+            assert row["decides"] == "no", "a rule's verdicts are not on the published scale"
+
+
+def test_the_papers_baseline_row_is_in_the_gate():
+    with (gate.PUBLISHED / "gprune_table1.csv").open(newline="") as stream:
+        printed = {r["benchmark"]: r["value"] for r in csv.DictReader(stream)
+                   if r["method"] == "baseline"}  # fmt: skip
+    ours = {r["bench"]: r["value"] for r in rows() if "Table 1" in r["source"]}
+    assert sorted(printed.values()) == sorted(ours.values()) and len(ours) == 8
