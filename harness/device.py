@@ -50,4 +50,15 @@ def resolve(model: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     threads = model.get("threads")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ConfigError(f"model.threads must be a whole number >= 1 or null: got {threads!r}")
-    return {"device": device, "dtype": dtype, "attention": kernel, "threads": threads}
+    spread = model.get("device_map")
+    if spread not in (None, "auto", "balanced", "sequential"):
+        raise ConfigError(
+            f"model.device_map must be null, auto, balanced or sequential, got {spread!r}"
+        )
+    return {
+        "device": device,
+        "dtype": dtype,
+        "attention": kernel,
+        "threads": threads,
+        "device_map": spread,
+    }

@@ -34,7 +34,8 @@ def load(cfg: Mapping[str, Any]) -> VLM:
         cfg: ``path`` (a checkpoint directory or hub id), ``name``, and optionally ``device``
             (``auto``: cuda where torch has one), ``dtype`` (``auto``: the checkpoint's half
             precision on cuda, float32 on cpu), ``attention``, ``revision`` and ``threads``
-            (CPU threads of this process; None: torch decides).
+            (CPU threads of this process; None: torch decides), and ``device_map`` (``auto``: spread
+            the layers over all devices with accelerate; None: the whole model on ``device``).
 
     The same settings give the same object again within one process, so that a sweep loads a model
     once.
@@ -47,10 +48,13 @@ def load(cfg: Mapping[str, Any]) -> VLM:
     attention = str(cfg.get("attention", "sdpa"))
     dtype = str(cfg.get("dtype", "auto"))
     torch.set_num_threads(int(cfg.get("threads") or _THREADS))
-    key = (path, str(revision), device, dtype, attention)
+    spread = cfg.get("device_map")
+    key = (path, str(revision), device, dtype, attention, str(spread))
     if key not in _CACHE:
         _CACHE.clear()  # one model at a time: two of them rarely fit on one device
-        _CACHE[key] = _load(path, revision, device, dtype, attention, str(cfg.get("name", path)))
+        _CACHE[key] = _load(
+            path, revision, device, dtype, attention, str(cfg.get("name", path)), spread
+        )
     return _CACHE[key]
 
 
@@ -83,7 +87,13 @@ def _dtype(asked: str, device: str, path: str, revision: str | None) -> torch.dt
 
 
 def _load(
-    path: str, revision: str | None, device: str, dtype: str, attention: str, name: str
+    path: str,
+    revision: str | None,
+    device: str,
+    dtype: str,
+    attention: str,
+    name: str,
+    spread: Any = None,
 ) -> VLM:
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -102,9 +112,12 @@ def _load(
             attn_implementation=attention,
             use_safetensors=True,
             output_loading_info=True,
+            **({"device_map": spread} if spread else {}),
             **where,
         )
-        model.to(device).eval()
+        model.eval()
+        if not spread:
+            model.to(device)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise ModelLoadError(f"cannot load {path}: {reason.strip()}") from error

@@ -19,7 +19,7 @@ import hashlib
 import inspect
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,10 +47,14 @@ _OPEN: weakref.WeakKeyDictionary[nn.Module, list[_Runtime]] = weakref.WeakKeyDic
 
 
 class PruningRun:
-    """Handle of an open :func:`prune` context: names samples, hands out their records."""
+    """Handle of an open :func:`prune` context: names samples, hands out their records.
+
+    ``clock`` is what selections are timed with; whoever measures on a device gives one that waits.
+    """
 
     def __init__(self, method: PruningMethod) -> None:
         self.method = method
+        self.clock: Callable[[], float] = time.perf_counter
         self.records: list[SampleRecord] = []
         self._sample_ids: list[str] | None = None
 
@@ -450,6 +454,7 @@ class _Runtime:
                 n_layers=depth,
                 positions=self.method.positions,
                 crops=sum(image.layout.n_tiles for image in batch.images[row]),
+                grids=tuple((i.layout.n_tiles, *i.layout.patch_grid) for i in batch.images[row]),
             )
             batch.records.append(record)
             if row % beams == 0 and not batch.grows:
@@ -460,7 +465,7 @@ class _Runtime:
         method, batch = self.token_method, self.batch
         if method is None or method.ratio == 0:
             return valid, embeds
-        started, keep = time.perf_counter(), valid.clone()
+        started, keep = self.run.clock(), valid.clone()
         source, changed = embeds, None
         for row, images in enumerate(batch.images):
             columns, offset, views = torch.nonzero(batch.visual[row]).squeeze(1), 0, []
@@ -470,21 +475,25 @@ class _Runtime:
                 mine = columns[offset : offset + len(image.layout)]
                 key = (batch.sample_ids[row], number)
                 tokens = ImageTokens(
-                    source[row, mine], image.layout, key, image.signals, image.pack
+                    source[row, mine], image.layout, key, _once(image.signals), image.pack
                 )
                 picked = method.keep(tokens)
                 alive[offset + picked.indices] = True
                 if picked.features is not None:
                     slots.append(mine[picked.indices])
                     vectors.append(picked.features.to(embeds.dtype))
-                views += [len(image.layout)] if method.scope == "joint" else _view_sizes(image)
+                sizes = _view_sizes(image)
+                if method.scope == "joint":
+                    everything = method.newline == "candidate"
+                    sizes = [len(image.layout) if everything else sum(sizes)]
+                views += sizes
                 offset += len(image.layout)
             keep[row, columns[~alive]] = False
             if slots:
                 changed = embeds.clone() if changed is None else changed
                 changed[row, torch.cat(slots)] = torch.cat(vectors)
             self._note_entry(row, alive, views, slots, vectors, valid)
-        seconds = (time.perf_counter() - started) / max(1, len(batch.images))
+        seconds = (self.run.clock() - started) / max(1, len(batch.images))
         for record in batch.records:
             record.selection_seconds += seconds
         return keep, embeds if changed is None else changed
@@ -552,6 +561,8 @@ class _Runtime:
         if not batch.prefilling:
             return self._continue_layer(number, args, kwargs)
         hidden = args[0]
+        if self._due(number) or batch.layers:
+            self._follow(hidden.device)
         if self._due(number):
             hidden = self._drop(number, hidden)
         elif not batch.layers:
@@ -565,13 +576,23 @@ class _Runtime:
         kwargs["position_ids"] = None
         return (hidden, *args[1:]), kwargs
 
+    def _follow(self, device: torch.device) -> None:
+        """Move the bookkeeping along when a model is spread over several devices."""
+        batch = self.batch
+        if batch.slots.entry.device == device:
+            return
+        batch.slots = _Slots(*(t.to(device) for t in vars(batch.slots).values()))
+        for name in ("entry_visual", "entry_valid", "entry_positions", "prompt", "visual", "shift"):
+            setattr(batch, name, getattr(batch, name).to(device))
+
     def _slot_rotation(self, hidden: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple:
         slots, batch = self.batch.slots, self.batch
         if self.method.positions == "compact":
             gone = self._gone(slots).long().cumsum(1)
             compact = (batch.entry_positions - gone).gather(1, slots.entry)
             return self.family.rotary(hidden, compact)
-        return tuple(gather_rows(r.expand(len(hidden), -1, -1), slots.entry) for r in rotation)
+        rotation = (r.to(hidden.device).expand(len(hidden), -1, -1) for r in rotation)
+        return tuple(gather_rows(r, slots.entry) for r in rotation)
 
     def _gone(self, slots: _Slots) -> Tensor:
         """bool ``[B, M]``: valid entry columns that are no longer in ``slots``."""
@@ -592,13 +613,14 @@ class _Runtime:
             _extended(slots.valid, grown), hidden.shape[1], self.family.kernel, hidden.dtype
         )
         if self.method.positions == "compact":
-            ids = batch.step_positions - (slots.shift - batch.shift)[:, None]
+            less = slots.shift - batch.shift.to(slots.shift.device)
+            ids = batch.step_positions.to(less.device) - less[:, None]
             kwargs["position_embeddings"] = self.family.rotary(hidden, ids)
         kwargs["position_ids"] = None
         return args, kwargs
 
     def _drop(self, layer: int, hidden: Tensor) -> Tensor:
-        batch, started = self.batch, time.perf_counter()
+        batch, started = self.batch, self.run.clock()
         slots = batch.slots
         visual = batch.entry_visual.gather(1, slots.entry) & slots.valid
         keep = slots.valid.clone()
@@ -621,8 +643,9 @@ class _Runtime:
         if self.method.positions == "compact":
             batch.slots.shift = batch.shift + self._gone(batch.slots).sum(1)
         batch.tapped = None
+        seconds = (self.run.clock() - started) / len(batch.records)
         for record in batch.records:
-            record.selection_seconds += (time.perf_counter() - started) / len(batch.records)
+            record.selection_seconds += seconds
         return gather_rows(hidden, order)
 
     def _pick(self, layer: int, row: int, mine: Tensor, hidden: Tensor) -> Selection | None:
@@ -738,6 +761,11 @@ def _extends(before: _Batch, ids: Tensor) -> bool:
     old = before.input_ids
     same_rows = ids.shape[0] == old.shape[0] and ids.shape[1] > old.shape[1]
     return same_rows and torch.equal(ids[:, : old.shape[1]], old)
+
+
+def _once(signals: Mapping[str, Callable[[], Tensor]]) -> dict[str, Callable[[], Tensor]]:
+    """Signals that are computed when first asked for; every crop of an image asks again."""
+    return {name: functools.cache(compute) for name, compute in signals.items()}
 
 
 def _view_sizes(image: CapturedImage) -> list[int]:

@@ -293,6 +293,30 @@ def test_received_attention_is_the_mean_over_heads_and_queries(family):
     assert torch.allclose(received_attention(q, k, 0.3), whole, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["l2norm", "fastv"])
+def test_a_model_dispatched_by_accelerate_answers_as_before(name):
+    import copy
+
+    from accelerate import dispatch_model
+
+    model = tiny.model("llava")
+    feed = tiny.inputs("llava", [tiny.prompt("llava", i) for i in (0, 1)])
+    spread = copy.deepcopy(model)
+    places = {n: "cpu" for n, m in spread.named_modules() if n.count(".") == 3 and "layers" in n}
+    places |= {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu", "lm_head": "cpu"}
+    inner = ("embed_tokens", "norm", "rotary_emb")
+    places |= {f"model.language_model.{part}": "cpu" for part in inner}
+    dispatch_model(spread, places, force_hooks=True)
+    outputs = []
+    for one in (model, spread):
+        with prune(one, name, ratio=0.5) as run:
+            run.begin(["a", "b"])
+            outputs.append(tiny.generate(one, dict(feed), steps=4))
+    assert torch.equal(outputs[0].sequences, outputs[1].sequences)
+    pairs = zip(outputs[0].logits, outputs[1].logits, strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_redecide_needs_and_uses_the_path_without_a_cache():
     model = tiny.model("llava")
     feed = tiny.inputs("llava", [tiny.prompt("llava", 0)])
