@@ -117,7 +117,7 @@ class CDPruner(CropMethod):
 
     def cost(self, shape: SelectionShape) -> int:
         """k kernel rows and k^2 N / 2 for their orthogonalisation; the text tower is not ours."""
-        sizes = [shape.patches] * shape.tiles if self.scope == "per_tile" else shape.views
+        sizes = shape.tile_tokens if self.scope == "per_tile" else shape.views
         return sum(self.count(n) * n * (shape.width + self.count(n) // 2) for n in sizes)
 
 

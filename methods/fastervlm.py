@@ -34,5 +34,5 @@ class FasterVLM(CropMethod):
         return self.attention(view)
 
     def cost(self, shape: SelectionShape) -> int:
-        """The CLS row over all keys of one encoder layer, per crop."""
-        return shape.tiles * (shape.patches + 1) * shape.vision_width
+        """Reading the encoder's attention."""
+        return shape.encoder_attention(self.attention_signal)

@@ -10,9 +10,44 @@ from methods.base import LayerMethod, LayerSignals, MethodError, SelectionShape,
 from methods.registry import register
 
 
+@dataclass(frozen=True, kw_only=True)
+class DropOnce(LayerMethod):
+    """A method that drops once, at the input of layer ``K``.
+
+    Attributes:
+        K: layers that see all tokens; at least 1.
+    """
+
+    K: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, "K", 1, whole=True)
+
+    def max_mean_ratio(self, n_layers: int) -> float:
+        """Largest mean removal over ``n_layers`` layers."""
+        return max(0.0, 1 - self.K / n_layers)
+
+    def schedule(self, n_layers: int, n_visual: int) -> tuple[int, ...]:
+        if self.K >= n_layers:
+            raise MethodError(
+                f"{self.name}: K={self.K} must be below the {n_layers} layers of the model"
+            )
+        removed = self.ratio
+        if self.ratio_mode == "mean":
+            bound = self.max_mean_ratio(n_layers)
+            if self.ratio > bound + 1e-12:
+                raise MethodError(
+                    f"{self.name}: a mean removal of {self.ratio:g} is impossible with K={self.K} "
+                    f"of {n_layers} layers; at most {bound:.3f} (or use ratio_mode=local)"
+                )
+            removed = min(1.0, self.ratio / bound)
+        return (n_visual,) * self.K + (self.count(n_visual, removed),) * (n_layers - self.K)
+
+
 @register("fastv")
 @dataclass(frozen=True, kw_only=True)
-class FastV(LayerMethod):
+class FastV(DropOnce):
     """Drop once, at the input of layer ``K``, by the attention of the last prompt token.
 
     A token's score is its share of the attention of the last prompt token in layer ``K - 1``,
@@ -33,34 +68,11 @@ class FastV(LayerMethod):
         redecide: choose again at every decoding step instead of once during prefill.
     """
 
-    K: int = 2
     redecide: bool = False
 
     title = "FastV"
     paper = "arXiv:2403.06764"
     query_aware = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range(self, "K", 1, whole=True)
-
-    def max_mean_ratio(self, n_layers: int) -> float:
-        """Largest mean removal over ``n_layers`` layers."""
-        return max(0.0, 1 - self.K / n_layers)
-
-    def schedule(self, n_layers: int, n_visual: int) -> tuple[int, ...]:
-        if self.K >= n_layers:
-            raise MethodError(f"fastv: K={self.K} must be below the {n_layers} layers of the model")
-        removed = self.ratio
-        if self.ratio_mode == "mean":
-            bound = self.max_mean_ratio(n_layers)
-            if self.ratio > bound + 1e-12:
-                raise MethodError(
-                    f"fastv: a mean removal of {self.ratio:g} is impossible with K={self.K} of "
-                    f"{n_layers} layers; at most {bound:.3f} (or use ratio_mode=local)"
-                )
-            removed = min(1.0, self.ratio / bound)
-        return (n_visual,) * self.K + (self.count(n_visual, removed),) * (n_layers - self.K)
 
     def score(self, signals: LayerSignals) -> Tensor:
         # The mean is taken after the softmax: heads differ in their normalisers.

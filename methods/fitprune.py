@@ -54,14 +54,16 @@ def survival(deletions: Sequence[float], n_layers: int) -> list[float]:
     return left
 
 
-def fit_to_mean(curves: Sequence[Sequence[float]], ratio: float) -> list[float]:
+def fit_to_mean(
+    curves: Sequence[Sequence[float]], ratio: float, *, full: int = 1, name: str = "fitprune"
+) -> list[float]:
     """The survival curve between neighbours of ``curves`` whose mean removal is ``ratio``.
 
-    The curves are completed by their two limits: nothing deleted, and everything deleted by the
-    first layer.
+    The curves are completed by their two limits: nothing deleted, and everything deleted after
+    the first ``full`` layers.
     """
     n_layers = len(curves[0])
-    limits = [[1.0] * n_layers, [1.0] + [0.0] * (n_layers - 1)]
+    limits = [[1.0] * n_layers, [1.0] * full + [0.0] * (n_layers - full)]
     ordered = sorted([*map(list, curves), *limits], key=sum, reverse=True)
     wanted = (1 - ratio) * n_layers
     for high, low in itertools.pairwise(ordered):
@@ -69,8 +71,8 @@ def fit_to_mean(curves: Sequence[Sequence[float]], ratio: float) -> list[float]:
             part = (sum(high) - wanted) / (sum(high) - sum(low)) if sum(high) > sum(low) else 0.0
             return [a + part * (b - a) for a, b in zip(high, low, strict=True)]
     raise MethodError(
-        f"fitprune: a mean removal of {ratio:g} is impossible; the first of {n_layers} layers sees "
-        f"all tokens, so at most {1 - 1 / n_layers:.3f}"
+        f"{name}: a mean removal of {ratio:g} is impossible; {full} of {n_layers} layers see all "
+        f"tokens, so at most {1 - full / n_layers:.3f}"
     )
 
 

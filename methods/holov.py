@@ -141,8 +141,8 @@ class HoloV(CropMethod):
         return Selection(places.sort().values, rows)
 
     def cost(self, shape: SelectionShape) -> int:
-        """The CLS row per crop; ``paper`` adds the cosines within parts."""
-        row = shape.tiles * (shape.patches + 1) * shape.vision_width
+        """The encoder's attention; ``paper`` adds the cosines within parts."""
+        row = shape.encoder_attention(self.attention_signal)
         if self.variant != "paper":
             return row
         return row + sum(n * n * shape.width // min(self.parts, n) for n in shape.views)

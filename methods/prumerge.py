@@ -128,10 +128,10 @@ class PruMerge(MergingCropMethod):
         return Selection(places.sort().values, rows)
 
     def cost(self, shape: SelectionShape) -> int:
-        """CLS row, cosines of the kept with all, and the weighted sums."""
-        kept = self.count(shape.patches)
-        per_crop = shape.patches + 1 + kept * shape.patches + self.n_neighbours * kept
-        return shape.tiles * per_crop * shape.vision_width
+        """The encoder's attention, cosines of the kept with all, and the weighted sums."""
+        pairs = sum(self.count(n) * (n + self.n_neighbours) for n in shape.tile_tokens)
+        name = "cls_attention" if self.source == "last_layer" else self.attention_signal
+        return shape.encoder_attention(name) + pairs * shape.vision_width
 
 
 @register("prumerge_plus")

@@ -107,9 +107,9 @@ class VisionZip(MergingCropMethod):
         return Selection(indices, kept[order])
 
     def cost(self, shape: SelectionShape) -> int:
-        """CLS row, cosines of the rest with the targets (full width at most), and their sums."""
-        kept = self.count(shape.patches)
-        dominant = round(kept * self.dominant_share)
-        rest = shape.patches - dominant
-        per_crop = shape.patches + 1 + rest * (kept - dominant) + rest
-        return shape.tiles * per_crop * shape.vision_width
+        """The encoder's attention, and cosines of the rest with the targets (at most)."""
+        pairs = 0
+        for n in shape.tile_tokens:
+            dominant = round(self.count(n) * self.dominant_share)
+            pairs += (n - dominant) * (self.count(n) - dominant)
+        return shape.encoder_attention(self.attention_signal) + pairs * shape.vision_width

@@ -99,7 +99,7 @@ class VisPruner(CropMethod):
         return list(torch.cat(parts, dim=1))
 
     def cost(self, shape: SelectionShape) -> int:
-        """Per crop: the CLS row over all keys, and the Gram matrix of what is not important."""
-        kept = self.count(shape.patches)
-        rest = shape.patches - int(kept * self.important_ratio)
-        return shape.tiles * ((shape.patches + 1) + rest * rest) * shape.vision_width
+        """The encoder's attention, and per crop the Gram matrix of what is not important."""
+        rest = [n - int(self.count(n) * self.important_ratio) for n in shape.tile_tokens]
+        gram = sum(n * n for n in rest) * shape.vision_width
+        return shape.encoder_attention(self.attention_signal) + gram

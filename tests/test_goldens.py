@@ -15,6 +15,7 @@ from torch import Tensor
 from methods import build, ops
 from methods.base import ImageTokens, LayerMethod, LayerSignals, TokenMethod
 from methods.cdpruner import greedy_dpp, question_relevance
+from methods.dart import key_norms, least_similar
 from methods.divprune import farthest_points
 from methods.fastv import FastV
 from methods.fitprune import FitPrune, published_recipes
@@ -28,6 +29,13 @@ from methods.prumerge import (
     with_stride,
 )
 from methods.seqprune import SequentialPrune
+from methods.sparsevlm import (
+    rater_scores,
+    recycle,
+    recycled_counts,
+    rotary_decay,
+    split_budget,
+)
 from methods.tome import merge_rounds, merge_tokens
 from methods.visionzip import contextual_features, contextual_tokens
 from methods.vispruner import important_and_diverse
@@ -560,3 +568,150 @@ def prumerge_emits(
     image = ImageTokens(hidden.flatten(0, 1), layout, key, offered, project=lambda x: x)
     method = build("prumerge", ratio=removal(keep, n), n_neighbours=golden.params["neighbours"])
     return method.keep(image).features
+
+
+@checks("dart")
+def check_dart(golden: Golden) -> None:
+    """Pivots of both kinds, and what each takes in the order in which the reference visits them."""
+    p, state = golden.params, golden["state"][0]
+    keys = golden["key_states"][0].transpose(0, 1)
+    start, end = p["start"], p["start"] + p["length"]
+    image = ops.top_k(key_norms(keys[start:end]), p["pivot_image"])
+    assert torch.equal(image, golden["expected_image_pivots"])
+    text = ops.top_k(key_norms(keys[end:]), p["pivot_text"])
+    assert torch.equal(end + text, golden["expected_text_pivots_abs"])
+    taken = torch.zeros(p["length"], dtype=torch.bool)
+    taken[image] = True
+    pivots = state[golden["pivot_order_abs"].long()]
+    groups = least_similar(state[start:end], pivots, taken, [p["per_pivot"]] * len(pivots))
+    assert torch.equal(torch.stack(groups).sort().values, golden["expected_groups"])
+    kept = torch.cat([image, *groups]).sort().values
+    assert torch.equal(kept, golden["expected_kept_sorted"])
+
+    signals = layer_signals(
+        1,
+        32,
+        torch.arange(p["length"]),
+        p["length"],
+        keys=keys[start:end],
+        normed=state[start:end],
+        text_keys=keys[end:],
+        text_normed=state[end:],
+    )
+    method = build("dart", ratio=0.5, pivot_image=p["pivot_image"], pivot_text=p["pivot_text"])
+    mine = method.checked_select(signals, p["kept_count"]).indices
+    order = torch.cat([start + image, end + text])
+    visited = torch.cat(
+        least_similar(state[start:end], state[order], taken, [p["per_pivot"]] * len(order))
+    )
+    assert torch.equal(mine, torch.cat([image, visited]).sort().values)
+
+
+def next_layer_row(golden: Golden, row: int, length: int) -> Tensor:
+    """Attention ``[H, length]`` of the last of ``length`` tokens by the next layer's weights."""
+    p, x = golden.params, golden["hidden"][row, :length]
+    x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + p["rms_eps"]) * golden["ln_weight"]
+    half = p["head_dim"] // 2
+    frequency = p["rope_base"] ** (-torch.arange(half).float() / half)
+    angle = torch.arange(length).float()[:, None] * frequency
+
+    def rotated(weight: Tensor) -> Tensor:
+        y = (x @ weight.T).reshape(length, p["heads"], -1).transpose(0, 1)
+        a, b = y[..., :half], y[..., half:]
+        return torch.cat(
+            [a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], dim=-1
+        )
+
+    q, k = rotated(golden["wq"])[:, -1:], rotated(golden["wk"])
+    return (q @ k.mT * p["head_dim"] ** -0.5).softmax(-1).squeeze(1)
+
+
+@checks("pyramiddrop")
+def check_pyramiddrop(golden: Golden) -> None:
+    """Scores, kept tokens, positions and mask of one stage, a padded batch included."""
+    p = golden.params
+    width, masks = golden["expected_position_ids"].shape[1], golden["expected_attention_mask"]
+    fractions, method = p["ratios_after_each_stage"], build("pyramiddrop", ratio=0.5)
+    for row, (now, after) in enumerate(zip(p["current_counts"], p["next_counts"], strict=True)):
+        start, text = int(golden["image_pos"][row]), int(golden["prompt_len"][row])
+        assert masks[row].sum() == after + text
+        positions = golden["expected_position_ids"][row]
+        assert torch.equal(positions[: after + text], torch.arange(after + text))
+        if not now:
+            continue
+        full = int(golden["image_tokens_full"][row])
+        assert method.count(full, 1 - fractions[p["stage"]]) == after
+        attention = next_layer_row(golden, row, now + text)[:, start : start + now]
+        signals = layer_signals(8, 32, torch.arange(now), full, next_row=attention)
+        assert_scores(method.score(signals), golden["expected_score"][row, :now])
+        kept = method.checked_select(signals, after).indices
+        assert torch.equal(kept, golden["expected_kept_sorted"][row, :after].long())
+    assert golden["expected_hidden_shape"].tolist()[1] == width
+
+
+@checks("sparsevlm")
+def check_sparsevlm(golden: Golden) -> None:
+    """Raters, relevance, kept tokens, clusters, and the whole hidden state after a stage."""
+    p, now = golden.params, golden.params["visual_tokens_now"]
+    start, full, plus = p["n_sys"], p["image_tokens_full"], p["method"] == "sparsevlm_plus_v2"
+    embeds, hidden = golden["embeds"][0], golden["out_hidden"][0]
+    image, text = embeds[start : start + full], embeds[start + full :]
+    scores = rater_scores(image, text)
+    assert_scores(scores, golden["expected_rater_score"])
+    raters = torch.nonzero(scores > scores.mean()).squeeze(1)
+    assert torch.equal(raters, golden["expected_raters"].long())
+
+    rows, visual = golden["attn_text"][:, :, start : start + now], hidden[start : start + now]
+    distance = start + now + torch.arange(p["n_text"])[:, None] - torch.arange(now) - start
+    signals = layer_signals(
+        p["layer"],
+        32,
+        torch.arange(now),
+        full,
+        text_rows=rows,
+        image_embeddings=image,
+        text_embeddings=text,
+        hidden=visual,
+        text_distance=distance,
+        keys=torch.zeros(now, 1, p["head_dim"]),
+    )
+    method = build("sparsevlm_plus" if plus else "sparsevlm", ratio=0.5)
+    assert method.presets[p["retain_preset"]][list(method.layers).index(p["layer"])] == p["kept"]
+    score, expected = method.score(signals), golden["expected_relevance"]
+    if plus:
+        decay = rotary_decay(distance, p["head_dim"])
+        strength = (rows[:, raters] / decay[raters]).sum(dim=(1, 2))
+        heads = ops.top_k(strength, method.heads).sort().values
+        assert torch.equal(heads, golden["expected_heads_sorted"].long())
+        assert_scores(score, expected, 1e-5 * float(expected.abs().max()))
+    else:
+        assert_scores(score, expected)
+        check_recycling(golden, visual, score)
+    total = p["kept"] + p["clusters"]
+    picked = method.checked_select(signals, total)
+    emitted = visual[picked.indices] if picked.features is None else picked.features
+    whole = torch.cat([hidden[:start], emitted, hidden[start + now :]])
+    assert_scores(whole, golden["expected_hidden"][0], p["feature_atol"])
+    kept = ops.top_k(score, p["kept"]).sort().values
+    assert torch.equal(kept, golden["expected_kept_sorted"].long())
+    positions = torch.arange(len(whole))
+    if plus:
+        text_positions = torch.arange(start + now, start + now + p["n_text"])
+        positions = torch.cat([torch.arange(start), start + kept, text_positions])
+    assert torch.equal(positions, golden["expected_position_ids"].long())
+
+
+def check_recycling(golden: Golden, visual: Tensor, score: Tensor) -> None:
+    p = golden.params
+    kept = ops.top_k(score, p["kept"])
+    assert split_budget(len(visual), p["kept"] + p["clusters"]) == (p["kept"], p["clusters"])
+    free = torch.ones(len(visual), dtype=torch.bool)
+    free[kept] = False
+    deleted = torch.nonzero(free).squeeze(1)
+    assert recycled_counts(len(deleted)) == (len(golden["expected_recycled_order"]), p["clusters"])
+    merged = recycle(visual, score, deleted, p["clusters"], 0.3)
+    assert_scores(merged.features, golden["expected_merged"], p["feature_atol"])
+    if not p["center_is_tie"]:
+        assert torch.equal(merged.order, golden["expected_recycled_order"].long())
+        assert torch.equal(merged.centres, golden["expected_cluster_centers"].long())
+        assert torch.equal(merged.assignment, golden["expected_cluster_assign"].long())

@@ -14,12 +14,17 @@ from torch import Tensor
 import methods
 from methods import MethodError, build, n_keep, ops
 from methods.base import LayerSignals, SelectionShape
+from methods.cdpruner import greedy_dpp
+from methods.divprune import farthest_points
 from methods.fastv import FastV
 from methods.fitprune import FitPrune, fit_to_mean, published_recipes, survival
 from methods.fitprune_search import Costs, OfflineReplay, removable, search_recipe
 from methods.foreground import attention_foreground
 from methods.gprune import GPrune, propagate, token_graph
+from methods.holov import capped, quotas
+from methods.pool import pool_cells
 from methods.seqprune import SequentialPrune
+from methods.sparsevlm import split_budget
 from methods.tome import merge_rounds, merge_tokens
 from methods.vispruner import drop_duplicates, important_and_diverse
 from tests.golden_tools import crops_layout, packed_image, single_view
@@ -251,6 +256,10 @@ def mean_removal(plan: tuple[int, ...], n_visual: int) -> float:
         ("seqprune", {"K": 2, "step": 0.1}),
         ("fitprune", {}),
         ("fitprune", {"recipe": (0.2, 0.3, 0.1, 0.05)}),
+        ("dart", {}),
+        ("pyramiddrop", {}),
+        ("sparsevlm", {}),
+        ("sparsevlm_plus", {}),
     ],
 )
 def test_schedules_remove_the_ratio_on_average(name, options, ratio, n_layers):
@@ -474,6 +483,154 @@ def test_vispruner_treats_crops_apart_and_knows_its_presets():
     assert "received_attention" in build("vispruner", score_source="received").needs
 
 
+# --- later methods ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "means"),
+    [
+        ("sparsevlm", {192: 206.5, 128: 145.4, 96: 114.1, 64: 82.3}),
+        ("sparsevlm_plus", {192: 206.8, 128: 144.1, 96: 113.9, 64: 81.8}),
+    ],
+)
+def test_labels_of_published_tables_and_what_they_really_process(name, means):
+    for label, mean in means.items():
+        plan = build(name, ratio=0.5, nominal=label).checked_schedule(32, 576)
+        assert sum(plan) / 32 == pytest.approx(mean, abs=0.06)
+
+
+def test_pyramiddrop_schedules():
+    published = build("pyramiddrop", ratio=0.875, ratio_mode="local").checked_schedule(32, 576)
+    assert published == (576,) * 8 + (288,) * 8 + (144,) * 8 + (72,) * 8
+    low = build("pyramiddrop", ratio=8 / 9).checked_schedule(32, 576)
+    assert [low.index(v) for v in sorted(set(low), reverse=True)] == [0, 1, 3, 4]
+    assert 32 <= low[-1] <= 34
+
+
+def test_vtw_withdraws_whole_layers():
+    assert build("vtw", ratio=0.5).checked_schedule(32, 576) == (576,) * 16 + (0,) * 16
+    assert build("vtw", ratio=0.5, ratio_mode="local", K=20).schedule(40, 10)[19:21] == (10, 0)
+    with pytest.raises(MethodError, match=r"0\.031 to 0\.969"):
+        build("vtw", ratio=0.999).checked_schedule(32, 576)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds, n=st.integers(2, 40), k=st.integers(1, 40))
+def test_farthest_points_equal_the_minimum_over_all_picks(seed, n, k):
+    k = min(n, k)
+    distance = 1 - ops.cosine_graph(clustered(n, 5, seed))
+    order, _ = farthest_points(distance, k)
+    assert len(set(order.tolist())) == k
+    for step in range(1, k):
+        gaps = distance[order[:step]].amin(0)
+        gaps[order[:step]] = -1
+        assert gaps[order[step]] == gaps.max()
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=seeds, n=st.integers(3, 25), k=st.integers(1, 8))
+def test_greedy_dpp_picks_the_largest_determinant(seed, n, k):
+    k = min(n, k)
+    x = clustered(n, 12, seed)
+    relevance = torch.linspace(0.3, 1, n, dtype=x.dtype)
+    order, gains = greedy_dpp(x[None], relevance[None], k)
+    kernel = relevance[:, None] * relevance * ops.cosine_graph(x)
+    chosen: list[int] = []
+    for step in range(k):
+        volumes = [
+            -1.0 if i in chosen else float(torch.linalg.det(kernel[[*chosen, i]][:, [*chosen, i]]))
+            for i in range(n)
+        ]
+        assert volumes[int(order[0, step])] == pytest.approx(max(volumes), rel=1e-6)
+        chosen.append(int(order[0, step]))
+    volume = float(torch.linalg.det(kernel[chosen][:, chosen]))
+    assert float(gains.prod()) == pytest.approx(volume, rel=1e-6)
+
+
+def test_a_dpp_goes_on_when_all_directions_are_taken():
+    x = torch.eye(4).repeat(5, 1)
+    order, _ = greedy_dpp(x[None], torch.ones(1, 20), 12)
+    assert len(set(order[0].tolist())) == 12
+    assert torch.bincount(order[0] % 4).tolist() == [3, 3, 3, 3]
+    assert sorted((order[0, :4] % 4).tolist()) == [0, 1, 2, 3]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    weights=st.lists(st.floats(0.001, 10), min_size=1, max_size=12),
+    size=st.integers(1, 9),
+    share=st.floats(0.05, 1),
+)
+def test_part_quotas_sum_to_the_count_and_fit_their_parts(weights, size, share):
+    shares = torch.tensor(weights, dtype=torch.float64)
+    shares = shares / shares.sum()
+    sizes = [size + (i % 2) for i in range(len(weights))]
+    k = max(1, int(share * sum(sizes)))
+    quota = quotas(shares, k)
+    assert quota.sum() == k
+    fitted = capped(quota, shares, sizes)
+    assert fitted.sum() == k and (fitted <= torch.tensor(sizes)).all()
+
+
+@pytest.mark.parametrize("variant", ["released", "clean", "paper"])
+def test_holov_keeps_the_count_in_every_variant(variant):
+    x = clustered(48, 8, 1).float()
+    attention = torch.rand(1, 48, 1, generator=torch.Generator().manual_seed(1)) ** 8
+    image = packed_image(x, base=(6, 8), cls_attention=attention)
+    kept = build("holov", ratio=0.5, variant=variant).keep(image)
+    assert len(kept.indices) == 24
+    if variant == "released":
+        zeros = int((kept.features == 0).all(dim=1).sum())
+        assert zeros > 0 and len(torch.unique(kept.indices)) == 24
+    else:
+        assert kept.features is None
+
+
+@pytest.mark.parametrize("name", ["visionzip", "prumerge", "prumerge_plus"])
+def test_merging_before_the_projector(name):
+    layout, d = crops_layout(2, 16), 8
+    generator = torch.Generator().manual_seed(0)
+    x, attention = torch.randn(2, 16, d, generator=generator), torch.rand(2, 16, 3)
+    names = ("vision_features", "vision_keys", "last_keys", "tile_features")
+    signals = {name: lambda: x for name in names}
+    signals |= {"cls_attention": lambda: attention, "last_attention": lambda: attention[..., 0]}
+    project = lambda rows: 2 * rows + 1  # noqa: E731
+    image = methods.ImageTokens(
+        (2 * x + 1).flatten(0, 1), layout, ("s", 0), signals, project=project
+    )
+    kept = build(name, ratio=0.5).keep(image)
+    assert len(kept.indices) == 16 and kept.features.shape == (16, d)
+    with pytest.raises(MethodError, match="projector"):
+        build(name, ratio=0.5).keep(dataclasses.replace(image, project=None))
+    near = build(name, ratio=0.5, merge_space="llm").keep(image)
+    assert torch.equal(near.indices, kept.indices)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 30), cols=st.integers(1, 30), share=st.floats(0.01, 1))
+def test_pooling_meets_any_count_with_cells_of_nearly_one_size(rows, cols, share):
+    k = max(1, int(share * rows * cols))
+    counts = torch.bincount(pool_cells(rows, cols, k), minlength=k)
+    assert len(counts) == k and counts.min() >= 1
+    assert len(set(ops.even_places(rows * cols, k).tolist())) == k
+
+
+def test_pooling_a_constant_image_changes_nothing():
+    image = packed_image(torch.ones(36 + 6 * 9, 4), base=(6, 6), canvas=(6, 8))
+    kept = build("pool", ratio=0.7).keep(image)
+    assert torch.equal(kept.features, torch.ones(len(kept.indices), 4))
+    assert len(kept.indices) == n_keep(36, 0.7) + n_keep(48, 0.7) + 6
+
+
+def test_sparsevlm_budgets_split_exactly():
+    for n_visual in (576, 82, 40, 7):
+        for total in range(1, n_visual):
+            kept, clusters = split_budget(n_visual, total)
+            assert kept + clusters == total and kept >= 1 and clusters >= 0
+            assert clusters <= n_visual - kept
+    assert split_budget(576, 82) == (66, 16)
+
+
 # --- all ----------------------------------------------------------------------------------------
 
 
@@ -509,4 +666,4 @@ def test_cost_grows_with_the_model(name):
         return build(name, **methods.get(name).example).cost(shape)
 
     assert cost(2) >= cost(1) >= 0
-    assert (cost(1) == 0) == (name in ("random", "foreground", "background"))
+    assert (cost(1) == 0) == (name in ("random", "l2norm", "vtw", "uniform", "pool"))

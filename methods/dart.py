@@ -1,0 +1,105 @@
+"""DART: keep a few pivots, and of the rest what duplicates them least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from methods import ops
+from methods.base import LayerSignals, MethodError, SelectionShape, choice, in_range
+from methods.fastv import DropOnce
+from methods.registry import register
+
+
+def key_norms(keys: Tensor) -> Tensor:
+    """l1 norm ``[n]`` of cached keys ``[n, heads, dh]``, all heads together."""
+    return keys.abs().flatten(1).sum(dim=-1)
+
+
+def least_similar(
+    state: Tensor, pivots: Tensor, taken: Tensor, counts: Sequence[int]
+) -> list[Tensor]:
+    """What each pivot takes, one after another: the free tokens least similar to it.
+
+    Args:
+        state: ``[V, d]``; pivots: ``[p, d]``; taken: bool ``[V]``, not to be had.
+        counts: how many each pivot takes.
+    """
+    similarity = (ops.unit(pivots) @ ops.unit(state).mT).masked_fill(taken, torch.inf)
+    groups = []
+    for row, count in zip(similarity, counts, strict=True):
+        groups.append(ops.top_k(-row, count))
+        similarity[:, groups[-1]] = torch.inf
+    return groups
+
+
+@register("dart")
+@dataclass(frozen=True, kw_only=True)
+class DART(DropOnce):
+    """Drop once, at the input of layer ``K``, what resembles a few pivot tokens.
+
+    Pivots are the visual and text tokens with the largest keys in layer ``K - 1``. One after
+    another they take the visual tokens least similar to them; visual pivots and what is taken
+    stay. Source: "Stop Looking for Important Tokens in Multimodal Language Models: Duplication
+    Matters More" (arXiv 2502.11494), behaviour of a public port. Deviations: pivots take turns
+    image first, largest key first (a port visits them in the order of a hash table); a count that
+    does not divide evenly is met exactly, the first pivots taking one more.
+
+    Attributes:
+        K: layers that see all tokens.
+        pivot_image, pivot_text: number of pivots of either kind; text means the tokens after the
+            image.
+        state: what is compared: hidden states after the model's last norm (``normed``, signals
+            ``normed [V, d]``, ``text_normed [Q, d]``, and ``text_keys [Q, heads, dh]``), or as
+            they are (``hidden``, image pivots only).
+    """
+
+    positions: Literal["original", "compact"] = "original"
+    rounding: Literal["floor", "round_half_even", "int_raw"] = "round_half_even"
+    pivot_image: int = 4
+    pivot_text: int = 4
+    state: Literal["normed", "hidden"] = "normed"
+
+    title = "DART"
+    paper = "arXiv:2502.11494"
+    query_aware = True
+    example: ClassVar[Mapping[str, Any]] = {"ratio": 0.5, "pivot_text": 0, "state": "hidden"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, "pivot_image", 1, whole=True)
+        in_range(self, "pivot_text", 0, whole=True)
+        choice(self, "state", ("normed", "hidden"))
+        if self.state == "hidden" and self.pivot_text:
+            raise MethodError("dart: state=hidden has no text pivots; use pivot_text=0")
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        text = ("text_normed", "text_keys") if self.pivot_text else ()
+        return ("keys", self.state, *text)
+
+    def select(self, signals: LayerSignals, k: int) -> Tensor:
+        state = self._cast(signals.signal(self.state))
+        norms = key_norms(self._cast(signals.signal("keys")))
+        image = ops.top_k(norms, min(self.pivot_image, k))
+        pivots = [state[image]]
+        if self.pivot_text:
+            text = key_norms(self._cast(signals.signal("text_keys")))
+            text_state = self._cast(signals.signal("text_normed"))
+            pivots.append(text_state[ops.top_k(text, self.pivot_text)])
+        pivots = torch.cat(pivots)
+        each, more = divmod(k - len(image), len(pivots))
+        counts = [each + (p < more) for p in range(len(pivots))]
+        taken = torch.zeros(len(state), dtype=torch.bool, device=state.device)
+        taken[image] = True
+        return torch.cat([image, *least_similar(state, pivots, taken, counts)])
+
+    def cost(self, shape: SelectionShape) -> int:
+        """Cosines of the pivots with all visual tokens, and the norms of cached keys."""
+        pivots = self.pivot_image + self.pivot_text
+        seen, length = shape.visual[self.K - 1], shape.sequence[self.K - 1]
+        return pivots * seen * shape.width + length * shape.attention_width

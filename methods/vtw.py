@@ -1,0 +1,49 @@
+"""VTW: from some layer on the language model goes on without any visual token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from methods.base import LayerMethod, MethodError, in_range
+from methods.registry import register
+
+
+@register("vtw")
+@dataclass(frozen=True, kw_only=True)
+class VTW(LayerMethod):
+    """Withdraw all visual tokens at the input of layer ``K``.
+
+    Source: "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid
+    Inference" (arXiv 2405.05803). The release finds ``K`` on calibration samples as the first layer
+    whose withdrawal changes the next-token distribution little; here it follows from the ratio.
+
+    ``ratio_mode=mean``: ``K`` is the whole number of layers nearest to ``(1 - ratio)`` of the
+    depth, so that only multiples of one layer can be met exactly. ``ratio_mode=local``: ``K`` as
+    given, whatever the ratio.
+
+    Attributes:
+        K: layers that see the visual tokens (``local``); published 15 or 16 of 32, 20 of 40.
+    """
+
+    K: int = 16
+
+    title = "VTW"
+    paper = "arXiv:2405.05803"
+    needs = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, "K", 1, whole=True)
+
+    def max_mean_ratio(self, n_layers: int) -> float:
+        """Largest mean removal over ``n_layers`` layers."""
+        return 1 - 1 / n_layers
+
+    def schedule(self, n_layers: int, n_visual: int) -> tuple[int, ...]:
+        full = self.K if self.ratio_mode == "local" else round((1 - self.ratio) * n_layers)
+        if not 1 <= full < n_layers:
+            raise MethodError(
+                f"vtw: withdrawal after {full} of {n_layers} layers; between 1 and {n_layers - 1} "
+                f"are possible, a mean removal of {1 / n_layers:.3f} to {1 - 1 / n_layers:.3f}"
+            )
+        return (n_visual,) * full + (0,) * (n_layers - full)
