@@ -22,6 +22,8 @@ class SampleRecord:
         stages: ``(layer, alive bool [V])``: mask in force from that layer on, first at layer 0.
         positions: ``original`` or ``compact``.
         crops: encoder passes of the sample's images.
+        grids: per image (crops or frames, rows, columns) of the tokens behind the projector; what
+            a native-resolution encoder computes follows from it.
         views: sizes of the graphs the selection ran on.
         rewrites: layer -> (positions in the full prompt, features ``[k, d]``) of merged slots.
         selection_seconds: wall time of the selection of this sample's batch, shared by its rows.
@@ -34,6 +36,7 @@ class SampleRecord:
     stages: list[tuple[int, Tensor]] = field(default_factory=list)
     positions: str = "original"
     crops: int = 0
+    grids: tuple[tuple[int, int, int], ...] = ()
     views: tuple[int, ...] = ()
     rewrites: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     selection_seconds: float = 0.0
@@ -87,6 +90,7 @@ class SampleRecord:
             "visual_per_layer": self.visual_per_layer,
             "mean_removal": round(self.mean_removal, 6),
             "crops": self.crops,
+            "grids": [list(grid) for grid in self.grids],
             "views": list(self.views),
             "positions": self.positions,
             "kept": [[layer, pack_bits(alive)] for layer, alive in self.stages],

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+#: one image as the encoder sees it: (crops or frames, rows, columns), rows and columns counted in
+#: tokens behind the projector; towers with crops of one size only look at the first number
+Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -24,14 +29,37 @@ class TextSizes:
 
 @dataclass(frozen=True)
 class VisionSizes:
-    """A ViT over crops of one size: ``tokens`` per crop include the CLS token, if there is one."""
+    """A ViT.
+
+    Attributes:
+        layers, width, mlp: depth, width C and MLP width.
+        patch_inputs: numbers per patch, input of the patch embedding.
+        crop: (rows, columns) of patches of a crop; None = native resolution, any grid.
+        cls: tokens in front of the patches (CLIP: 1).
+        mlp_matrices: 2 for a plain MLP, 3 for a gated one.
+        merge: patches along each side of the square that becomes one language-model token.
+        window: side of an attention window in merged tokens; None = every layer sees a whole frame.
+        full_layers: layers that see a whole frame although there are windows.
+        pooling: an attention-pooling head runs on top of each crop (SigLIP), its output unused.
+    """
 
     layers: int
     width: int
     mlp: int
-    patches: int
-    tokens: int
     patch_inputs: int
+    crop: tuple[int, int] | None
+    cls: int = 0
+    mlp_matrices: int = 2
+    merge: int = 1
+    window: int | None = None
+    full_layers: int = 0
+    pooling: bool = False
+
+    def passes(self, grids: Iterable[Grid]) -> list[Grid]:
+        """Crops or frames with their (rows, columns) in patches."""
+        if self.crop is not None:
+            return [(count, *self.crop) for count, _, _ in grids]
+        return [(count, rows * self.merge, cols * self.merge) for count, rows, cols in grids]
 
 
 @dataclass(frozen=True)
@@ -59,28 +87,56 @@ def text_sizes(config: Any) -> TextSizes:
     )
 
 
-def clip_sizes(config: Any) -> VisionSizes:
-    """Sizes of a CLIP-like vision tower config."""
-    patches = (config.image_size // config.patch_size) ** 2
+def crop_sizes(config: Any) -> VisionSizes:
+    """Sizes of a CLIP or SigLIP tower config."""
+    side = config.image_size // config.patch_size
+    siglip = config.model_type.startswith("siglip")
     return VisionSizes(
         layers=config.num_hidden_layers,
         width=config.hidden_size,
         mlp=config.intermediate_size,
-        patches=patches,
-        tokens=patches + 1,
         patch_inputs=getattr(config, "num_channels", 3) * config.patch_size**2,
+        crop=(side, side),
+        cls=0 if siglip else 1,
+        pooling=siglip and getattr(config, "vision_use_head", True),
     )
 
 
 def _llava(config: Any) -> Architecture:
-    text, vision = text_sizes(config.text_config), clip_sizes(config.vision_config)
+    text, vision = text_sizes(config.text_config), crop_sizes(config.vision_config)
     layer = config.vision_feature_layer
     features = vision.width * (1 if isinstance(layer, int) else len(layer))
     projector = ((features, text.width), (text.width, text.width))
     return Architecture(config.model_type, text, vision, projector)
 
 
-_READERS = {"llava": _llava, "llava_next": _llava}
+def _qwen(config: Any) -> Architecture:
+    """Qwen2-VL (plain MLP, whole frames) and Qwen2.5-VL (gated MLP, windows)."""
+    text, v = text_sizes(config.text_config), config.vision_config
+    windowed = hasattr(v, "fullatt_block_indexes")
+    width, out = (v.hidden_size, v.out_hidden_size) if windowed else (v.embed_dim, v.hidden_size)
+    vision = VisionSizes(
+        layers=v.depth,
+        width=width,
+        mlp=v.intermediate_size if windowed else int(width * v.mlp_ratio),
+        patch_inputs=v.in_channels * v.temporal_patch_size * v.patch_size**2,
+        crop=None,
+        mlp_matrices=3 if windowed else 2,
+        merge=v.spatial_merge_size,
+        window=v.window_size // v.spatial_merge_size // v.patch_size if windowed else None,
+        full_layers=len(v.fullatt_block_indexes) if windowed else v.depth,
+    )
+    merged = width * vision.merge**2
+    return Architecture(config.model_type, text, vision, ((merged, merged), (merged, out)))
+
+
+_READERS = {
+    "llava": _llava,
+    "llava_next": _llava,
+    "llava_onevision": _llava,
+    "qwen2_vl": _qwen,
+    "qwen2_5_vl": _qwen,
+}
 
 
 def architecture_of(config: Any) -> Architecture:

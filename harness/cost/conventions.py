@@ -20,18 +20,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.cost.architecture import Architecture
+from harness.cost.architecture import Architecture, Grid
 from harness.cost.ledger import Cost, decoder, encoder
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token counts of one sample: crops encoded, text tokens, visual tokens entering each layer.
+    """Token counts of one sample: images encoded, text tokens, visual tokens entering each layer.
 
-    ``visual_after`` is the number left behind the last layer; only ``fitprune`` looks at it.
+    ``crops`` is a number of encoder crops or, for native-resolution towers, the grids of the
+    images. ``visual_after`` is the number left behind the last layer; only ``fitprune`` looks at
+    it.
     """
 
-    crops: int
+    crops: int | tuple[Grid, ...]
     text: int
     visual: Sequence[int]
     selection_macs: int = 0

@@ -8,10 +8,11 @@ softmax and rotary embeddings are left out, as every counter in the field leaves
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.cost.architecture import Architecture, TextSizes
+from harness.cost.architecture import Architecture, Grid, TextSizes, VisionSizes
 
 if TYPE_CHECKING:
     from methods.base import PruningMethod
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """MACs by term. ``linear`` terms are matrix-times-weights, ``attention`` terms q k^T and a v."""
+    """MACs by term. ``linear`` terms multiply by weights, ``attention`` terms are q k^T and a v."""
 
     vision_linear: int = 0
     vision_attention: int = 0
@@ -63,18 +64,38 @@ def layer_attention(text: TextSizes, queries: int, keys: int) -> int:
     return 2 * text.query * queries * keys
 
 
-def encoder(arch: Architecture, crops: int) -> Cost:
-    """Vision tower and projector for ``crops`` crops."""
-    v, n = arch.vision, arch.vision.tokens
-    linear = v.patches * v.patch_inputs * v.width
-    linear += v.layers * n * (4 * v.width**2 + 2 * v.width * v.mlp)
-    attention = v.layers * 2 * n * n * v.width
-    projector = v.patches * sum(a * b for a, b in arch.projector)
-    return Cost(
-        vision_linear=crops * linear,
-        vision_attention=crops * attention,
-        projector=crops * projector,
-    )
+def encoder(arch: Architecture, images: Iterable[Grid] | int) -> Cost:
+    """Vision tower and projector for some images; a number stands for that many crops."""
+    v = arch.vision
+    grids = [(images, 0, 0)] if isinstance(images, int) else images
+    linear = attention = projector = 0
+    for count, rows, cols in v.passes(grids):
+        patches = rows * cols
+        tokens = patches + v.cls
+        linear += count * patches * v.patch_inputs * v.width
+        linear += count * v.layers * tokens * (4 * v.width + v.mlp_matrices * v.mlp) * v.width
+        attention += count * 2 * v.width * _attended_pairs(v, rows, cols)
+        if v.pooling:
+            linear += count * (2 * tokens + 2) * v.width**2 + count * 2 * v.width * v.mlp
+            attention += count * 2 * tokens * v.width
+        projector += count * (patches // v.merge**2) * sum(a * b for a, b in arch.projector)
+    return Cost(vision_linear=linear, vision_attention=attention, projector=projector)
+
+
+def _attended_pairs(v: VisionSizes, rows: int, cols: int) -> int:
+    """Query-key pairs of one frame, all layers together."""
+    whole = (rows * cols + v.cls) ** 2
+    if v.window is None:
+        return v.layers * whole
+    side = v.window * v.merge
+    # A window of a x b patches has (a b)^2 pairs, so the sum over windows is a product of sums.
+    windows = _squares(rows, side) * _squares(cols, side)
+    return v.full_layers * whole + (v.layers - v.full_layers) * windows
+
+
+def _squares(length: int, step: int) -> int:
+    """Sum of squared pieces of ``length`` cut every ``step``; the last piece is the remainder."""
+    return length // step * step**2 + (length % step) ** 2
 
 
 def decoder(arch: Architecture, tokens_per_layer: list[int], head_positions: int = 1) -> Cost:
@@ -107,7 +128,8 @@ def prefill(
     head_positions: int = 1,
 ) -> Cost:
     """Cost of one sample's prefill as recorded, its method's own work included when given."""
-    cost = encoder(arch, record.crops) + decoder(arch, record.tokens_per_layer, head_positions)
+    cost = encoder(arch, grids_of(arch, record))
+    cost += decoder(arch, record.tokens_per_layer, head_positions)
     if method is None or method.ratio == 0:
         return cost
     return cost + Cost(selection=int(method.cost(selection_shape(arch, record, method))))
@@ -116,23 +138,42 @@ def prefill(
 def prefill_full(arch: Architecture, record: SampleRecord, head_positions: int = 1) -> Cost:
     """Cost of the same sample without pruning."""
     full = [record.prompt_length] * record.n_layers
-    return encoder(arch, record.crops) + decoder(arch, full, head_positions)
+    return encoder(arch, grids_of(arch, record)) + decoder(arch, full, head_positions)
+
+
+def grids_of(arch: Architecture, record: SampleRecord) -> tuple[Grid, ...]:
+    """The encoder's input as recorded.
+
+    Raises:
+        ValueError: a record without grids (written by hand) of a native-resolution tower.
+    """
+    if record.grids or not record.crops:
+        return tuple(record.grids)
+    if arch.vision.crop is None:
+        raise ValueError(f"the cost of {arch.model_type} needs the grids of its images")
+    return ((record.crops, *arch.vision.crop),)
 
 
 def selection_shape(arch: Architecture, record: SampleRecord, method: PruningMethod):
     """The sizes a method states its own cost from."""
     from methods.base import SelectionShape
 
+    v, grids = arch.vision, grids_of(arch, record)
+    frames = [(r * c, r * c // v.merge**2) for n, r, c in v.passes(grids) for _ in range(n)]
+    first = int(record.visual[0]) if record.visual_tokens else 0
     return SelectionShape(
         views=record.views,
         kept=tuple(method.count(n) for n in record.views),
         width=arch.text.width,
-        vision_width=arch.vision.width,
+        vision_width=v.width,
         tiles=record.crops,
-        patches=arch.vision.patches,
+        patches=max((merged for _, merged in frames), default=0),
         sequence=tuple(record.tokens_per_layer),
         visual=tuple(record.visual_per_layer),
         attention_width=arch.text.query,
+        tile_tokens=tuple(merged for _, merged in frames),
+        tile_keys=tuple(patches + v.cls for patches, _ in frames),
+        before=first,
     )
 
 

@@ -1,0 +1,82 @@
+"""What torch itself counts: the check of the ledger, on tensors or on the meta device.
+
+``torch.utils.flop_counter`` knows neither the fused attention kernel of the CPU nor matrix-vector
+products and would count them as nothing; both are added here. It counts two per multiply-add, and
+attention over the full square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def _attention(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kw: Any) -> int:
+    batch, heads, queries, width = q
+    return 2 * 2 * batch * heads * queries * k[2] * width
+
+
+def _matrix_vector(m: Any, v: Any, *args: Any, out_shape: Any = None, **kw: Any) -> int:
+    return 2 * m[0] * m[1]
+
+
+MAPPING = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten.mv: _matrix_vector,
+}
+
+
+class Counter(FlopCounterMode):
+    """Counts inside ``with``; may be entered again and then goes on counting."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False, custom_mapping=MAPPING)
+        self._before = 0
+
+    def __enter__(self) -> Counter:
+        self._before = self.macs
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._total = self._before + self.get_total_flops() // 2
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates counted so far."""
+        return getattr(self, "_total", 0)
+
+    def of(self, module: str) -> int:
+        """Multiply-accumulates inside the module of that dotted name, in the last block."""
+        return sum(self.get_flop_counts().get(module, {}).values()) // 2
+
+
+def count_forward(model: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, int]:
+    """MACs by stage of one forward that computes one LM-head position.
+
+    The method's own work, done in hooks, is part of ``llm``.
+    """
+    from models.families import family_of
+
+    family, counter = family_of(model), Counter()
+    with torch.no_grad(), counter:
+        model(**feed, use_cache=True, logits_to_keep=1)
+    top = type(model).__name__
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def macs(module: nn.Module) -> int:
+        return counter.of(f"{top}.{names[id(module)]}")
+
+    tower = family.core.visual if hasattr(family.core, "visual") else family.core.vision_tower
+    projector = macs(family.projector())
+    inside = names[id(family.projector())].startswith(names[id(tower)] + ".")
+    return {
+        "vision": macs(tower) - (projector if inside else 0),
+        "projector": projector,
+        "llm": macs(family.language_model),
+        "lm_head": macs(model.lm_head),
+    }

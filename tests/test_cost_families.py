@@ -1,0 +1,50 @@
+"""The ledger against torch's counter: every family, every method, stage by stage."""
+
+from __future__ import annotations
+
+import pytest
+
+import methods
+from harness.cost import architecture_of, counter
+from harness.cost.ledger import prefill
+from methods.base import LayerMethod, PruningMethod, TokenMethod
+from models import prune
+from tests import tiny
+from tests.contract.test_contract import built
+
+METHODS = methods.available()
+STAGES = ("vision", "projector", "selection", "llm", "lm_head")
+
+
+def _counted(monkeypatch, family: str, kernel: str, method: PruningMethod, **changes):
+    """What torch counts in one prefill, the selection counted apart, and the record of it."""
+    model, selection = tiny.model(family, kernel), counter.Counter()
+    for cls, name in ((TokenMethod, "keep"), (LayerMethod, "checked_select")):
+        inner = getattr(cls, name)
+
+        def counted(self, *args, inner=inner):
+            with selection:
+                return inner(self, *args)
+
+        monkeypatch.setattr(cls, name, counted)
+    feed = tiny.inputs(family, [tiny.prompt(family, 0)])
+    with prune(model, method) as run:
+        stages = counter.count_forward(model, feed)
+        record = run.take()[0]
+    # Signals are read, and tokens chosen, in hooks on the language model and its layers.
+    stages["llm"] -= selection.macs
+    stages["selection"] = selection.macs
+    return stages, record
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_ledger_equals_the_counter_in_every_stage(monkeypatch, name, family, kernel):
+    method = methods.build("none") if name == "none" else built(name, family)
+    counted, record = _counted(monkeypatch, family, kernel, method)
+    cost = prefill(architecture_of(tiny.model(family).config), record, method).stages()
+    for stage in STAGES:
+        exact = stage != "selection"
+        wanted = counted[stage] if exact else pytest.approx(counted[stage], rel=0.01)
+        assert cost[stage] == wanted, f"{stage}: {cost[stage]} counted {counted[stage]}"
