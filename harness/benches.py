@@ -10,17 +10,21 @@ from harness.errors import ConfigError
 OVERRIDABLE = ("metric", "scale", "unit", "maximum", "others", "judge", "prompt", "samples")
 
 
-def for_engine(bench: dict[str, Any], engine: str) -> dict[str, Any]:
+def for_engine(bench: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
     """The bench entry with the engine's own metric, scale, prompt and so on in place.
+
+    Options of conf/engine (a prompt style) join the benchmark's entry for that engine.
 
     Raises:
         ConfigError: the benchmark does not exist in this engine.
     """
-    if engine not in bench["engines"]:
+    name = engine["name"]
+    if name not in bench["engines"]:
         known = ", ".join(bench["engines"])
-        raise ConfigError(f"bench={bench['name']} has no engine={engine} (it has: {known})")
-    own = bench["engines"][engine]
-    return {**bench, **{key: own[key] for key in OVERRIDABLE if key in own}}
+        raise ConfigError(f"bench={bench['name']} has no engine={name} (it has: {known})")
+    own = {**{k: v for k, v in engine.items() if k != "name"}, **bench["engines"][name]}
+    changed = {key: own[key] for key in OVERRIDABLE if key in own}
+    return {**bench, **changed, "engines": {**bench["engines"], name: own}}
 
 
 def scoring(bench: dict[str, Any], engine: str) -> dict[str, Any]:

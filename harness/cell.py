@@ -12,10 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness import benches
+from harness.errors import ConfigError
 
+INSTALL = {
+    "lmms_eval": "run: pip install -e .",
+    "vlmevalkit": "run: pip install -e '.[vlmeval]' and then "
+    "pip install --no-deps ms-vlmeval==0.0.20",
+}
 FORMAT = 1  # raise when the meaning of the identity changes
 _ANSWERING_PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "pillow")
-_ENGINE_PACKAGES = {"lmms_eval": "lmms_eval"}
+_ENGINE_PACKAGES = {"lmms_eval": ("lmms_eval",), "vlmevalkit": ("ms-vlmeval", "vlmeval")}
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,15 @@ def _plain(value: Any) -> Any:
 
 def versions(engine: str) -> dict[str, str]:
     """Versions of the packages that can change an answer or its score."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    names = (*_ANSWERING_PACKAGES, _ENGINE_PACKAGES[engine])
-    return {name: version(name).partition("+")[0] for name in names}
+    found = {name: version(name).partition("+")[0] for name in _ANSWERING_PACKAGES}
+    for name in _ENGINE_PACKAGES[engine]:  # the first one installed: they are names of one package
+        try:
+            return {**found, name: version(name).partition("+")[0]}
+        except PackageNotFoundError:
+            continue
+    raise ConfigError(f"engine={engine} is not installed; {INSTALL[engine]}")
 
 
 def make(

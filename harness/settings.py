@@ -47,7 +47,7 @@ def prepare(config: dict[str, Any], *, sweep: bool = False) -> Prepared:
     _check_task(config["task"])
     config = {**config, "ratio": _ratio(config, sweep, notes)}
     _check_numbers(config)
-    config = {**config, "bench": benches.for_engine(config["bench"], config["engine"]["name"])}
+    config = {**config, "bench": benches.for_engine(config["bench"], config["engine"])}
     source.check(config["data"])
     if config["task"] == "calibrate":
         config = calibrate.calibration_data(config)

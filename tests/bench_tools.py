@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness.benches import for_engine
 from harness.data import mini, source
 from harness.engines.base import Job, Outcome
 from harness.known import entries
@@ -50,12 +51,12 @@ def rows(name: str, samples: int) -> list[dict[str, Any]]:
 
 def job(
     folder: Path, name: str, journal: Journal, *, engine: str = "lmms_eval", samples: int = 8,
-    batch_size: int = 4, **bench_changes: Any,
+    batch_size: int = 4, style: dict[str, Any] | None = None, **bench_changes: Any,
 ) -> Job:  # fmt: skip
     """A job on mini rows; continues what the journal in ``folder`` holds."""
-    bench = config(name, **bench_changes)
+    options = entries(CONF, "engine", engine) or {}
+    bench = for_engine(config(name, **bench_changes), {**options, **(style or {})})
     entry = bench["engines"][engine]
-    bench |= {k: v for k, v in entry.items() if k in bench and k != "engines"}
     asked = {"source": "mini", "seed": 0, "samples": samples}
     earlier = read_journal(folder / "samples.jsonl")
     return Job(

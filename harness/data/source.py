@@ -47,7 +47,9 @@ def prepare(
 ) -> DataSource:
     """Build (mini) or locate (hub) the data of one benchmark, with what identifies its rows."""
     if data["source"] == "mini":
-        return _mini(data, bench.get("mini") or bench["name"], cache)
+        return _mini(data, bench.get("mini") or bench["name"], engine.get("table"), cache)
+    if table := engine.get("table"):
+        return _published_table(data, bench["name"], table)
     if data.get("root"):
         root = Path(str(data["root"])).expanduser().resolve()
         if (root / _NOTE).exists() or list((root / engine["dataset"]).glob(".*.json")):
@@ -67,8 +69,19 @@ def _listing(folder: Path) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-def _mini(data: dict[str, Any], bench: str, cache: Path) -> DataSource:
-    from harness.data import mini
+def _published_table(data: dict[str, Any], bench: str, table: str) -> DataSource:
+    from harness.data import tables
+
+    command = f"python scripts/prefetch.py bench={bench} engine=vlmevalkit"
+    file = tables.downloaded(data.get("root"), table, command)
+    if (file.parent / _NOTE).exists():
+        raise ConfigError(f"data.root: {file.parent} holds drawn mini data; use data=mini")
+    identity = {"source": "hub", "table": table, "md5": tables.md5(file)}
+    return DataSource("hub", file.parent, None, None, identity)
+
+
+def _mini(data: dict[str, Any], bench: str, table: str | None, cache: Path) -> DataSource:
+    from harness.data import mini, tables
 
     if bench not in mini.BENCHES:
         raise ConfigError(
@@ -77,13 +90,17 @@ def _mini(data: dict[str, Any], bench: str, cache: Path) -> DataSource:
         )
     seed, samples = int(data.get("seed") or 0), data.get("samples")
     stamp = _stamp(seed, samples)
-    root = cache / "mini" / f"{bench}-{stamp}"
+    root = cache / "mini" / f"{table or bench}-{stamp}"
     note = root / _NOTE
     if not note.is_file():
         build = root.with_name(f".{root.name}-{uuid.uuid4().hex[:8]}")
-        with _without_bars():
-            mini.build(bench, build, seed=seed, n=samples)
-        (build / _NOTE).write_text(json.dumps(content(build)))
+        if table:
+            made = tables.content(tables.build(bench, table, build, seed, samples))
+        else:
+            with _without_bars():
+                mini.build(bench, build, seed=seed, n=samples)
+            made = content(build)
+        (build / _NOTE).write_text(json.dumps(made))
         _publish(build, root)
     identity = {"source": "mini", "seed": seed, **json.loads(note.read_text())}
     return DataSource("mini", root, None, cache / "datasets", identity)

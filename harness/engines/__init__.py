@@ -11,6 +11,10 @@ def get(name: str) -> Engine:
         from harness.engines.lmms_eval import LmmsEval
 
         return LmmsEval()
+    if name == "vlmevalkit":
+        from harness.engines.vlmevalkit import VLMEvalKit
+
+        return VLMEvalKit()
     from harness.errors import ConfigError, unknown
 
-    raise ConfigError(unknown("engine", name, ("lmms_eval",)))
+    raise ConfigError(unknown("engine", name, ("lmms_eval", "vlmevalkit")))

@@ -77,14 +77,6 @@ def _chosen(job: Job, n: int) -> list[int]:
     return list(indices)
 
 
-def scorable(
-    asked: Sequence[int], groups: dict[int, Any], entries: dict[int, dict[str, Any]]
-) -> list[int]:
-    """The answered rows whose whole group was answered; half a pair cannot be scored."""
-    broken = {groups[row] for row in asked if row in groups and entries[row]["error"]}
-    return [row for row in asked if not entries[row]["error"] and groups.get(row) not in broken]
-
-
 def task_manager(engine: dict[str, Any]) -> TaskManager:
     """The tasks of one folder instead of the full index: 0.1 s instead of 3 s."""
     folder = Path(lmms_eval.__file__).parent / "tasks" / engine["folder"]

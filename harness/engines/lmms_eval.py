@@ -23,6 +23,7 @@ from harness import quiet
 from harness.engines import lmms_data, lmms_scores
 from harness.engines.asking import Asker
 from harness.engines.base import Answerer, Job, Outcome, Question
+from harness.engines.groups import scorable
 from harness.errors import HarnessError, one_line
 
 
@@ -37,7 +38,7 @@ class LmmsEval:
             rows, groups = lmms_data.rows(job)
             adapter, result = self._evaluate(job, answerer, rows)
             entries, asked = adapter.entries, result["samples"][job.engine["task"]]
-            answered = lmms_data.scorable(rows, groups, entries)
+            answered = scorable(rows, groups, entries)
             if not answered:
                 reason = next(e["error"] for e in entries.values() if e["error"])
                 raise HarnessError(f"no sample was answered: {reason}")

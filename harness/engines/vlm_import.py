@@ -1,0 +1,75 @@
+"""Import and call VLMEvalKit without what it does to the rest of the process.
+
+Its import switches off TLS verification for everybody and adds a root log handler; its scorers
+take their file formats and data folder from the environment, start sixteen processes for a
+thousand string comparisons, and name a scratch file by the second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import ssl
+import types
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.cell import INSTALL
+from harness.errors import HarnessError
+
+
+def load() -> types.ModuleType:
+    """``import vlmeval`` (8 s, once), leaving TLS, logging and the warning filters alone."""
+    context, root = ssl._create_default_https_context, logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        import vlmeval
+        import vlmeval.dataset
+    except ImportError as error:
+        raise HarnessError(f"vlmeval does not import ({error}); {INSTALL['vlmevalkit']}") from error
+    finally:
+        ssl._create_default_https_context = context
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    return vlmeval
+
+
+@contextlib.contextmanager
+def surroundings(data_root: Path) -> Iterator[None]:
+    """Environment and module functions that the library's scorers need, for the block only."""
+    load()
+    import vlmeval.dataset.image_vqa as vqa
+    from vlmeval.dataset.utils import multiple_choice
+
+    scratch = f"vlmeval-{os.getpid()}-{uuid.uuid4().hex}"
+    wanted = {"PRED_FORMAT": "tsv", "EVAL_FORMAT": None, "LMUData": str(data_root)}
+    before = {name: os.environ.get(name) for name in wanted}
+    timestr, processes = multiple_choice.timestr, vqa.mp
+    _environ(wanted)
+    # A name by the second is shared by two processes scoring at once.
+    multiple_choice.timestr = lambda *args, **kwargs: scratch
+    vqa.mp = types.SimpleNamespace(Pool=lambda *args, **kwargs: _Serial())
+    try:
+        yield
+    finally:
+        multiple_choice.timestr, vqa.mp = timestr, processes
+        _environ(before)
+        Path(f"/tmp/{scratch}.tsv").unlink(missing_ok=True)
+
+
+def _environ(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+class _Serial:
+    """A pool of one: the scorers compare short strings, and forking a loaded model is no help."""
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        return [function(item) for item in items]
