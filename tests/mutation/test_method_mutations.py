@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from methods import base, fitprune_search, gprune, ops, tome, vispruner
+from methods import (
+    base,
+    cdpruner,
+    dart,
+    divprune,
+    fitprune_search,
+    gprune,
+    holov,
+    ops,
+    sparsevlm,
+    tome,
+    visionzip,
+    vispruner,
+)
 from methods.base import LayerMethod, PruningMethod, Selection, TokenMethod
 from methods.fastv import FastV
 from methods.fitprune import FitPrune
@@ -123,6 +136,83 @@ def one_criterion_is_enough(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def nearest_point_first(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        "tests.test_goldens.farthest_points",
+        lambda distance, k: divprune.farthest_points(2 - distance, k),
+    )
+
+
+def relevance_not_negated(patch: pytest.MonkeyPatch) -> None:
+    inner = cdpruner.question_relevance
+    patch.setattr("tests.test_goldens.question_relevance", lambda s: inner(-s))
+    patch.setattr(cdpruner, "question_relevance", lambda s: inner(-s))
+
+
+def relevance_per_crop(patch: pytest.MonkeyPatch) -> None:
+    inner = cdpruner.question_relevance
+
+    def crop_by_crop(similarity: torch.Tensor) -> torch.Tensor:
+        rows = similarity.reshape(-1, similarity.shape[-1])
+        return torch.stack([inner(row) for row in rows]).reshape(similarity.shape)
+
+    patch.setattr("tests.test_goldens.question_relevance", crop_by_crop)
+
+
+def quotas_rounded_to_nearest(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(holov, "quotas", lambda weights, k: (weights * k).round().long())
+
+
+def merged_without_target(patch: pytest.MonkeyPatch) -> None:
+    def mean_only(x: torch.Tensor, contextual: visionzip.Contextual) -> torch.Tensor:
+        return visionzip.contextual_features(x, contextual) - x[contextual.targets]
+
+    patch.setattr("tests.test_goldens.contextual_features", mean_only)
+
+
+def neighbours_with_itself(patch: pytest.MonkeyPatch) -> None:
+    def nearest(keys: torch.Tensor, chosen: torch.Tensor, count: int) -> torch.Tensor:
+        u = ops.unit(keys)
+        return ops.top_k(u[chosen] @ u.mT, count)
+
+    patch.setattr("tests.test_goldens.neighbours", nearest)
+
+
+def most_similar_taken(patch: pytest.MonkeyPatch) -> None:
+    inner = dart.least_similar
+
+    def most(state: torch.Tensor, pivots: torch.Tensor, *rest: object) -> list[torch.Tensor]:
+        return inner(state, -pivots, *rest)
+
+    patch.setattr("tests.test_goldens.least_similar", most)
+
+
+def fraction_of_current_tokens(patch: pytest.MonkeyPatch) -> None:
+    inner = PruningMethod.count
+    patch.setattr(PruningMethod, "count", lambda self, n, ratio=None: inner(self, n // 2, ratio))
+
+
+def all_text_rates(patch: pytest.MonkeyPatch) -> None:
+    inner = sparsevlm.relevance
+
+    def everyone(rows: torch.Tensor, raters: torch.Tensor) -> torch.Tensor:
+        return inner(rows, torch.arange(rows.shape[1]))
+
+    patch.setattr(sparsevlm, "relevance", everyone)
+
+
+def five_neighbours_make_density(patch: pytest.MonkeyPatch) -> None:
+    inner = torch.Tensor.sort
+
+    def sort(self: torch.Tensor, *args: object, **kw: object):
+        found = inner(self, *args, **kw)
+        if self.dim() == 2 and self.shape[0] == self.shape[1]:
+            return type("Found", (), {"values": found.values[:, :5], "indices": found.indices})
+        return found
+
+    patch.setattr(torch.Tensor, "sort", sort)
+
+
 CASES: list[tuple[Mutation, str]] = [
     *((keep_lowest, case) for case in SCORED),
     *((score_order, case) for case in SCORED),
@@ -140,6 +230,18 @@ CASES: list[tuple[Mutation, str]] = [
     (diverse_part_in_raster_order, "vispruner/case_0"),
     (unweighted_means, "tome/case_2"),
     (one_criterion_is_enough, "fitprune/recipe_0"),
+    (keep_lowest, "fastervlm/case_0"),
+    (keep_lowest, "pyramiddrop/case_0"),
+    (nearest_point_first, "divprune/case_0"),
+    (relevance_not_negated, "cdpruner/case_0"),
+    (relevance_per_crop, "cdpruner/case_2"),
+    (quotas_rounded_to_nearest, "holov/case_0"),
+    (merged_without_target, "visionzip/case_0"),
+    (neighbours_with_itself, "prumerge/case_0"),
+    (most_similar_taken, "dart/case_0"),
+    (fraction_of_current_tokens, "pyramiddrop/case_1"),
+    (all_text_rates, "sparsevlm/case_0"),
+    (five_neighbours_make_density, "sparsevlm/case_0"),
 ]
 
 
