@@ -1,7 +1,8 @@
 """Train the embedded model from nothing but a seed: python scripts/train_embedded.py --seed 0.
 
 Stages run in order and each one keeps its state under --out, so a killed run continues where it
-stopped when the same command is given again.
+stopped when the same command is given again. `export` writes the Hugging Face folders,
+`measure` the figures of the model card.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-STAGES = ("tower", "align", "language", "joint", "anyres", "export")
+STAGES = ("tower", "align", "language", "joint", "anyres", "export", "measure")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -47,7 +47,7 @@ from harness.embedded.language import (
 )
 from harness.embedded.tower import HEADS, PatchHeads, label_loss, to_tensors
 
-BUDGET = Budget(steps=420, batch=12, lr=8e-4, warmup=20)
+BUDGET = Budget(steps=280, batch=12, lr=8e-4, warmup=20)
 SIZES = ((112, 112), (112, 224), (224, 112), (224, 224))
 CYCLE = (0, 1, 0, 2, 0, 3)  # sizes in turn; half of the steps are single views
 SHARE = {0: 1.0, 1: 0.67, 2: 0.67, 3: 0.42}  # of the batch size

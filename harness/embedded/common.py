@@ -115,8 +115,17 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def _produce(make: Callable[[int], Any], start: int, stop: int, out: Any) -> None:
     torch.set_num_threads(1)
+    parent = os.getppid()
     for step in range(start, stop):
-        out.put(make(step))
+        batch = make(step)
+        while os.getppid() == parent:  # a killed trainer must not leave its worker behind
+            try:
+                out.put(batch, timeout=5)
+                break
+            except queue.Full:
+                continue
+        else:
+            os._exit(0)
 
 
 def stream(make: Callable[[int], Any], start: int, stop: int, worker: bool = True) -> Iterator[Any]:

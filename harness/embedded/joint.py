@@ -29,7 +29,6 @@ from harness.embedded.common import (
     stream,
 )
 from harness.embedded.language import (
-    KEPT,
     Speaker,
     answer_loss,
     assemble,
@@ -39,7 +38,7 @@ from harness.embedded.language import (
 )
 from harness.embedded.tower import PatchHeads, build_tower, patch_loss, to_tensors, tower_gates
 
-BUDGET = Budget(steps=500, batch=18, lr=8e-4, warmup=30)
+BUDGET = Budget(steps=260, batch=18, lr=8e-4, warmup=30)
 
 
 def load_parts(
@@ -56,7 +55,7 @@ def load_parts(
 
 def joint_make(step: int, seed: int, budget: Budget) -> dict:
     kept = 96 if step < budget.steps // 2 else IMAGE_TOKENS
-    return packing.language_batch(step, seed, 3, budget.batch, 9, max(KEPT, kept), 0.35)
+    return packing.language_batch(step, seed, 3, budget.batch, 9, kept, 0.35, hard=8.0)
 
 
 def joint_step(

@@ -45,7 +45,8 @@ GROUND_HEADS = 2
 EMBED_STD = 0.5
 ALIGN = Budget(steps=200, batch=32, lr=3e-3, warmup=10)
 BUDGET = Budget(steps=1600, batch=16, lr=1.7e-3, warmup=60)
-KEPT = 80  # visual tokens that stay during three quarters of the run
+LAST = 1200  # the run ends here: the joint stage takes over where all tokens would come back
+KEPT = 80  # visual tokens that stay until then
 
 
 class Speaker(nn.Module):
@@ -419,7 +420,7 @@ def train_language(
     bf16: bool = True,
     worker: bool = True,
     save_every: int = 150,
-    stop_after: int | None = None,
+    stop_after: int | None = LAST,
     check: int = 128,
 ) -> dict[str, Any]:
     """Stage 2b with the tower frozen; the state lands in `out/language.pt`."""

@@ -154,7 +154,7 @@ class Student:
         if run is not None:
             run.begin(names)
         with torch.inference_mode():
-            out = self.model.generate(**inputs, max_new_tokens=8, do_sample=False)
+            out = self.model.generate(**inputs, max_new_tokens=6, do_sample=False)
         if run is not None:
             run.take()
         new = out[:, inputs["input_ids"].shape[1] :]

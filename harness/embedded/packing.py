@@ -50,8 +50,12 @@ def _touching(spans: tuple[tuple[int, int], ...], start: int, stop: int) -> list
     return [i for i, (a, b) in enumerate(spans) if a < stop and b > start and b > a]
 
 
-def make_block(q: Question, style: str) -> Block:
-    """Tokens `\\n prompt <|assistant|> answer <|end|>`; a row predicts the token after it."""
+def make_block(q: Question, style: str, hard: float = 4.0) -> Block:
+    """Tokens `\\n prompt <|assistant|> answer <|end|>`; a row predicts the token after it.
+
+    Characters of longer answers weigh 1, one-token answers 4, and the sorts that are learned last
+    (letters of options, halves of the picture) `hard`.
+    """
     prompt = "\n" + questions.render(q, style)
     ids, spans = encode(prompt)
     answer = list(encode(questions.answer_of(q, style))[0])
@@ -69,7 +73,8 @@ def make_block(q: Question, style: str) -> Block:
     rows = [len(ids) + i for i in range(len(answer) + 1)]
     written = bool(q.chars) and style not in questions.CHOICE_STYLES
     chars = [*q.chars, ()] if written else [() for _ in rows]
-    weight = 1.0 if len(answer) > 1 else 4.0
+    slow = q.kind.startswith("half") or style in questions.CHOICE_STYLES
+    weight = 1.0 if len(answer) > 1 else hard if slow else 4.0
     return Block(
         ids=[*ids, ASSISTANT, *answer], rows=rows, targets=[*answer, END],
         weights=[weight] * len(answer) + [0.3], words=words, option=option,
@@ -134,7 +139,14 @@ def keep_patches(picture: Picture, rng: Generator, count: int) -> np.ndarray:
 
 
 def language_batch(
-    step: int, seed: int, stage: int, batch: int, count: int, kept: int, choices: float
+    step: int,
+    seed: int,
+    stage: int,
+    batch: int,
+    count: int,
+    kept: int,
+    choices: float,
+    hard: float = 4.0,
 ) -> dict[str, np.ndarray]:
     """Pictures and packed questions of a step. `kept` visual tokens stay (196: all)."""
     rng = np.random.default_rng([seed, stage, step])
@@ -144,7 +156,7 @@ def language_batch(
         asked = questions.sample(p, rng, count, choices)
         if asked:
             pictures.append(p)
-            blocks.append([make_block(q, s) for q, s in asked])
+            blocks.append([make_block(q, s, hard) for q, s in asked])
             keep.append(keep_patches(p, rng, kept))
     out = pack_blocks(blocks)
     out["image"] = np.stack([p.image for p in pictures])

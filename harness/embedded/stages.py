@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,22 @@ def run(stage: str, args: argparse.Namespace) -> dict[str, Any]:
         from harness.embedded import anyres
 
         return anyres.train_anyres(budget=_budget(anyres.BUDGET, args), **common)
+    if stage == "measure":
+        return measure_all(args.out, args.models)
     return export_all(args.out, args.models)
+
+
+def measure_all(out: Path, models: Path) -> dict[str, Any]:
+    """Figures of the model card for each exported form, as `<out>/measure-<form>.json`."""
+    from harness.embedded import measure
+
+    done = {}
+    for form in ("llava", "llava-next"):
+        if (models / form / "config.json").exists():
+            report = measure.measure(models / form)
+            (out / f"measure-{form}.json").write_text(json.dumps(report, indent=1))
+            done[form] = report["none"]
+    return done
 
 
 def export_all(out: Path, models: Path) -> dict[str, Any]:
