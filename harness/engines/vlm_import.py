@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import ssl
+import tempfile
 import types
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -22,18 +23,21 @@ from harness.errors import HarnessError
 
 
 def load() -> types.ModuleType:
-    """``import vlmeval`` (8 s, once), leaving TLS, logging and the warning filters alone."""
+    """``import vlmeval`` (8 s, once), leaving TLS, logging and the home directory alone."""
     context, root = ssl._create_default_https_context, logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    try:
-        import vlmeval
-        import vlmeval.dataset
-    except ImportError as error:
-        raise HarnessError(f"vlmeval does not import ({error}); {INSTALL['vlmevalkit']}") from error
-    finally:
-        ssl._create_default_https_context = context
-        root.handlers[:] = handlers
-        root.setLevel(level)
+    # Some modules ask for the data folder while they are imported, which would create it at home.
+    with tempfile.TemporaryDirectory() as folder, _environment({"LMUData": folder}):
+        try:
+            import vlmeval
+            import vlmeval.dataset
+        except ImportError as error:
+            text = f"vlmeval does not import ({error}); {INSTALL['vlmevalkit']}"
+            raise HarnessError(text) from error
+        finally:
+            ssl._create_default_https_context = context
+            root.handlers[:] = handlers
+            root.setLevel(level)
     return vlmeval
 
 
@@ -46,26 +50,49 @@ def surroundings(data_root: Path) -> Iterator[None]:
 
     scratch = f"vlmeval-{os.getpid()}-{uuid.uuid4().hex}"
     wanted = {"PRED_FORMAT": "tsv", "EVAL_FORMAT": None, "LMUData": str(data_root)}
-    before = {name: os.environ.get(name) for name in wanted}
-    timestr, processes = multiple_choice.timestr, vqa.mp
-    _environ(wanted)
+    before = multiple_choice.timestr, vqa.mp, vqa.load
     # A name by the second is shared by two processes scoring at once.
     multiple_choice.timestr = lambda *args, **kwargs: scratch
     vqa.mp = types.SimpleNamespace(Pool=lambda *args, **kwargs: _Serial())
+    vqa.load = _load_text
     try:
-        yield
+        with _environment(wanted):
+            yield
     finally:
-        multiple_choice.timestr, vqa.mp = timestr, processes
-        _environ(before)
+        multiple_choice.timestr, vqa.mp, vqa.load = before
         Path(f"/tmp/{scratch}.tsv").unlink(missing_ok=True)
 
 
-def _environ(values: dict[str, str | None]) -> None:
+@contextlib.contextmanager
+def _environment(values: dict[str, str | None]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: dict[str, str | None]) -> None:
     for name, value in values.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def _load_text(file: str) -> Any:
+    """Read a table with answers as text.
+
+    Otherwise a table in which all answers look like numbers becomes a table of numbers: 007 is
+    then 7, and one answer with a decimal point puts one into all others.
+    """
+    import pandas as pd
+    from vlmeval.smp import load as library_load
+
+    if not str(file).endswith(".tsv"):
+        return library_load(file)
+    return pd.read_csv(file, sep="\t", dtype={"prediction": str, "answer": str, "answers": str})
 
 
 class _Serial:
