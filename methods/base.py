@@ -330,7 +330,10 @@ class PruningMethod:
         return n_keep(n, self.ratio if ratio is None else ratio, self.rounding)
 
     def cost(self, shape: SelectionShape) -> int:
-        """Multiply-accumulates of the selection itself for one sample."""
+        """Multiply-accumulates of the selection itself for one sample: its matrix products.
+
+        Element-wise work (norms, minima, weighted sums) is left out, as in the rest of the ledger.
+        """
         return 0
 
     def _cast(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from methods.base import TokenMethod, View, choice
+from methods.base import SelectionShape, TokenMethod, View, choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,10 @@ class CropMethod(TokenMethod):
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         tile = ("tile_features",) if self.scope == "per_tile" else ()
         return ("vision_features", self.attention_signal, *tile)
+
+    def graphs(self, shape: SelectionShape) -> tuple[int, ...]:
+        """Tokens of every graph that is decided on apart."""
+        return shape.tile_tokens if self.scope == "per_tile" else shape.views
 
     def attention(self, view: View) -> Tensor:
         """``[N]`` attention of the encoder, mean over heads."""

@@ -99,7 +99,6 @@ class DART(DropOnce):
         return torch.cat([image, *least_similar(state, pivots, taken, counts)])
 
     def cost(self, shape: SelectionShape) -> int:
-        """Cosines of the pivots with all visual tokens, and the norms of cached keys."""
+        """Cosines of the pivots with all visual tokens."""
         pivots = self.pivot_image + self.pivot_text
-        seen, length = shape.visual[self.K - 1], shape.sequence[self.K - 1]
-        return pivots * seen * shape.width + length * shape.attention_width
+        return pivots * shape.visual[self.K - 1] * shape.width

@@ -128,8 +128,8 @@ class PruMerge(MergingCropMethod):
         return Selection(places.sort().values, rows)
 
     def cost(self, shape: SelectionShape) -> int:
-        """The encoder's attention, cosines of the kept with all, and the weighted sums."""
-        pairs = sum(self.count(n) * (n + self.n_neighbours) for n in shape.tile_tokens)
+        """The encoder's attention, and cosines of the kept tokens with all."""
+        pairs = sum(max(1, self.count(n) - 1) * n for n in self.graphs(shape))
         name = "cls_attention" if self.source == "last_layer" else self.attention_signal
         return shape.encoder_attention(name) + pairs * shape.vision_width
 

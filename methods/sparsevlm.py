@@ -248,8 +248,10 @@ class SparseVLM(LayerMethod):
         pairs = zip(shape.visual, shape.visual[1:], shape.sequence, strict=False)
         for now, after, length in pairs:
             if after < now:
-                merged = recycled_counts(now - after, self.recycle)[0] if self._merges() else 0
-                total += rows * length * shape.attention_width + merged * merged * shape.width
+                total += rows * length * shape.attention_width
+                if self._merges():
+                    kept, _ = split_budget(now, after, self.recycle)
+                    total += recycled_counts(now - kept, self.recycle)[0] ** 2 * shape.width
         return total
 
 

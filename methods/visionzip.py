@@ -107,9 +107,9 @@ class VisionZip(MergingCropMethod):
         return Selection(indices, kept[order])
 
     def cost(self, shape: SelectionShape) -> int:
-        """The encoder's attention, and cosines of the rest with the targets (at most)."""
+        """The encoder's attention, and cosines of the removed tokens with the targets."""
         pairs = 0
-        for n in shape.tile_tokens:
+        for n in self.graphs(shape):
             dominant = round(self.count(n) * self.dominant_share)
-            pairs += (n - dominant) * (self.count(n) - dominant)
+            pairs += (n - self.count(n)) * (self.count(n) - dominant)
         return shape.encoder_attention(self.attention_signal) + pairs * shape.vision_width

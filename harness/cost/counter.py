@@ -24,9 +24,14 @@ def _matrix_vector(m: Any, v: Any, *args: Any, out_shape: Any = None, **kw: Any)
     return 2 * m[0] * m[1]
 
 
+def _distances(x: Any, y: Any, *args: Any, out_shape: Any = None, **kw: Any) -> int:
+    return 2 * x[-2] * y[-2] * x[-1]
+
+
 MAPPING = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten.mv: _matrix_vector,
+    torch.ops.aten._cdist_forward: _distances,
 }
 
 
