@@ -24,8 +24,12 @@ import torch
 from torch import Tensor
 
 from methods import SelectionShape, build, ops
+from methods.cdpruner import greedy_dpp
+from methods.divprune import farthest_points
 from methods.gprune import propagate, token_graph
+from methods.prumerge import absorb, neighbours
 from methods.tome import merge_rounds, merge_tokens
+from methods.visionzip import contextual_features, contextual_tokens
 from methods.vispruner import important_and_diverse
 from models.signals import head_max_columns, row_attention
 
@@ -148,6 +152,56 @@ def tome_token_by_token(x: Tensor, n_out: int) -> Tensor:
     return x
 
 
+def divprune_by_all_picks(distance: Tensor, k: int) -> Tensor:
+    """The minimum over all rows picked so far, gathered anew at every pick."""
+    near = distance.topk(2, dim=0, largest=False).values[1]
+    picked = near.argmax()[None]
+    while len(picked) < k:
+        gaps = distance[picked].amin(0)
+        picked = torch.cat([picked, gaps.argmax()[None]])
+    return picked
+
+
+def distance_by_product(x: Tensor) -> Tensor:
+    u = x / x.norm(dim=-1, keepdim=True)
+    return 1 - u @ u.T
+
+
+def dpp_by_full_kernel(x: Tensor, k: int) -> Tensor:
+    """All pairs of the kernel first, then greedy selection."""
+    u = x / x.norm(dim=-1, keepdim=True)
+    kernel = u @ u.T
+    variance, picked = kernel.diagonal().clone(), []
+    rows = x.new_zeros(k, len(x))
+    for step in range(k):
+        j = int(variance.argmax())
+        rows[step] = (kernel[j] - rows[:step, j] @ rows[:step]) / variance[j].sqrt()
+        variance = variance - rows[step].square()
+        picked.append(j)
+        variance[picked] = -torch.inf
+    return torch.tensor(picked)
+
+
+def prumerge_by_token(x: Tensor, attention: Tensor, k: int) -> Tensor:
+    """Neighbours and sums kept token after kept token."""
+    u = x / x.norm(dim=-1, keepdim=True)
+    chosen, merged = attention.topk(k).indices, []
+    for i in chosen:
+        similarity = u[i] @ u.T
+        similarity[i] = -torch.inf
+        nearest = similarity.topk(32).indices
+        merged.append(x[i] + (x[nearest] * attention[nearest, None]).sum(0))
+    return torch.stack(merged)
+
+
+def visionzip_by_one_hot(x: Tensor, dominant: Tensor, count: int) -> Tensor:
+    """Sources are summed by a product with a one-hot matrix."""
+    contextual = contextual_tokens(x, dominant, count)
+    one_hot = torch.nn.functional.one_hot(contextual.assignment, count).to(x.dtype)
+    sums = one_hot.T @ x[contextual.sources]
+    return x[contextual.targets] + sums / one_hot.sum(0).clamp(min=1)[:, None]
+
+
 # --- cases --------------------------------------------------------------------------------------
 
 
@@ -196,11 +250,62 @@ def cases(n: int, model: Model, device: str) -> list[Case]:
             lambda: merge_tokens(x, keep),
             lambda: tome_by_scatter(x, keep),
         ),
+        *later_cases(x, features, attention, keep, tile_keep),
         Case(
             "ToMe / token loop",
             "tome",
             lambda: merge_tokens(x, keep),
             lambda: tome_token_by_token(x, keep),
+        ),
+    ]
+
+
+def later_cases(
+    x: Tensor, features: Tensor, attention: Tensor, keep: int, tile_keep: int
+) -> list[Case]:
+    """DivPrune and DPP on the whole image, the merging methods on its first crop."""
+    few_kept, distance = len(x) // 36, 1 - ops.cosine_graph(x)
+    crop, weight, few = features[0], attention[0], tile_keep // 2
+    dominant = ops.top_k(weight, round(tile_keep * 27 / 32))
+    count = tile_keep - len(dominant)
+    wanted = 5.0 if len(x) >= 2304 else None
+
+    def prumerge() -> Tensor:
+        chosen = ops.top_k(weight, few)
+        return absorb(crop, weight, chosen, neighbours(crop, chosen, 32))
+
+    return [
+        Case(
+            "DivPrune, picks",
+            "divprune",
+            lambda: farthest_points(distance, keep),
+            lambda: divprune_by_all_picks(distance, keep),
+            wanted,
+        ),
+        Case(
+            "DivPrune, all",
+            "divprune",
+            lambda: farthest_points(1 - ops.cosine_graph(x), keep),
+            lambda: divprune_by_all_picks(distance_by_product(x), keep),
+        ),
+        *(
+            Case(
+                f"DPP, {kept} kept",
+                "dpp",
+                lambda kept=kept: greedy_dpp(x[None], x.new_ones(1, len(x)), kept),
+                lambda kept=kept: dpp_by_full_kernel(x, kept),
+                wanted if kept == few_kept else None,
+            )
+            for kept in (few_kept, len(x) // 10)
+        ),
+        Case(
+            "PruMerge, a crop", "prumerge", prumerge, lambda: prumerge_by_token(crop, weight, few)
+        ),
+        Case(
+            "VisionZip, a crop",
+            "visionzip",
+            lambda: contextual_features(crop, contextual_tokens(crop, dominant, count)),
+            lambda: visionzip_by_one_hot(crop, dominant, count),
         ),
     ]
 

@@ -25,12 +25,37 @@ def question_relevance(similarity: Tensor) -> Tensor:
     return (against - low + 1e-6) / (high - low).clamp(min=1e-6)
 
 
+class _CosineRows:
+    """Rows of the cosine matrices of ``u [B, N, d]``, formed when asked for.
+
+    Together with a row come those of the tokens that are likely to be asked for next: a block of
+    rows costs little more than one, since either reads all of ``u``.
+    """
+
+    def __init__(self, u: Tensor, block: int) -> None:
+        self.u, self.block = u, min(block, u.shape[1])
+        self.crop = torch.arange(len(u), device=u.device)
+        self.rows = u.new_empty(len(u), 0, u.shape[1])
+        self.place = torch.full(u.shape[:2], -1, device=u.device)
+
+    def __call__(self, wanted: Tensor, likely: Tensor) -> Tensor:
+        """Rows ``[B, N]`` of the tokens ``wanted [B]``; ``likely [B, N]``: larger is sooner."""
+        if bool((self.place[self.crop, wanted] < 0).any()):
+            first = likely.masked_fill(self.place >= 0, -torch.inf)
+            top = ops.top_k(first.scatter(1, wanted[:, None], torch.inf), self.block)
+            places = self.rows.shape[1] + torch.arange(self.block, device=top.device)
+            self.place.scatter_(1, top, places.expand_as(top))
+            block = self.u[self.crop[:, None], top] @ self.u.mT
+            self.rows = torch.cat([self.rows, block], dim=1)
+        return self.rows[self.crop, self.place[self.crop, wanted]]
+
+
 def greedy_dpp(x: Tensor, relevance: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Greedy MAP of the determinantal point process with kernel ``r_i r_j cos(x_i, x_j)``.
 
-    Only the rows of chosen tokens are formed: O(k N d) instead of O(N^2 d). Once the chosen tokens
-    span all directions nothing has variance left but rounding, which a release divides by; then
-    the process starts afresh on the remaining tokens.
+    Only the kernel rows of chosen tokens are needed, O(k N d) instead of O(N^2 d). Once the chosen
+    tokens span all directions nothing has variance left but rounding, which a release divides by;
+    then the process starts afresh on the remaining tokens.
 
     Args:
         x: ``[B, N, d]``; relevance: ``[B, N]``.
@@ -39,6 +64,7 @@ def greedy_dpp(x: Tensor, relevance: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Chosen tokens ``[B, k]`` in order, and the gain of each, its conditional variance.
     """
     u, crop = ops.unit(x), torch.arange(len(x), device=x.device)
+    cosines = _CosineRows(u, max(1, k // 16))
     # A cosine with itself is 1: computed, it would decide ties of equal relevance by rounding.
     initial = relevance.square() * (u != 0).any(dim=-1)
     variance, spent_below = initial.clone(), 1e-4 * initial.amax(dim=1)
@@ -52,8 +78,7 @@ def greedy_dpp(x: Tensor, relevance: Tensor, k: int) -> tuple[Tensor, Tensor]:
             variance[spent] = initial[spent].scatter(1, order[spent, :step], -torch.inf)
             gain, chosen = variance.max(dim=1)
         order[:, step], gains[:, step] = chosen, gain
-        kernel = relevance[crop, chosen, None] * relevance
-        kernel = kernel * (u @ u[crop, chosen, :, None]).squeeze(-1)
+        kernel = relevance[crop, chosen, None] * relevance * cosines(chosen, variance)
         known = rows[:, :step]
         explained = (known[crop, :, chosen].unsqueeze(1) @ known).squeeze(1)
         # A token without any variance (norm or relevance zero) conditions nothing.

@@ -22,10 +22,22 @@ def unit(x: Tensor) -> Tensor:
     return torch.where(norm > 0, x / norm.clamp(min=torch.finfo(x.dtype).tiny), x)
 
 
-def cosine_graph(x: Tensor) -> Tensor:
-    """Cosine similarities ``[N, N]`` of the rows of ``x [N, d]``."""
+def cosine_graph(x: Tensor, blocks: int = 8) -> Tensor:
+    """Cosine similarities ``[..., N, N]`` of the rows of ``x [..., N, d]``, exactly symmetric.
+
+    Of large matrices only the upper triangle is multiplied out, in ``blocks`` bands, and mirrored:
+    9/16 of the work.
+    """
     u = unit(x)
-    return u @ u.mT
+    n = u.shape[-2]
+    if n < 64 * blocks:
+        return u @ u.mT
+    graph, step = u.new_empty(*u.shape[:-1], n), -(-n // blocks)
+    for start in range(0, n, step):
+        band = u[..., start : start + step, :] @ u[..., start:, :].mT
+        graph[..., start : start + step, start:] = band
+        graph[..., start:, start : start + step] = band.mT
+    return graph
 
 
 def is_half(x: Tensor) -> bool:
