@@ -11,6 +11,7 @@ import csv
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,24 @@ def build(bench: str, table: str, root: Path, seed: int = 0, n: int | None = Non
         writer.writeheader()
         writer.writerows(rows)
     return file
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which hub row a table row comes from, and how far its options were turned."""
+
+    row: int
+    turn: int = 0
+    options: int = 0
+
+
+def origins(bench: str, made: list[Any]) -> list[Origin]:
+    """The origin of every row that :func:`build` writes for these drawn tables."""
+    rows = made[0].rows
+    if _ROWS[bench] is not _mmbench:
+        return [Origin(i) for i in range(len(rows))]
+    counts = [sum(row[letter] != "nan" for letter in "ABCD") for row in rows]
+    return [Origin(i, turn, n) for i, n in enumerate(counts) for turn in range(n)]
 
 
 def content(file: Path) -> dict[str, Any]:
