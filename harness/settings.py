@@ -14,7 +14,8 @@ from harness.data import source
 from harness.errors import ConfigError, unknown
 
 TASKS = ("cell", "calibrate", "profile", "time")
-BUILT_TASKS = ("cell", "calibrate")
+BUILT_TASKS = ("cell", "calibrate", "profile", "time")
+DATALESS_TASKS = ("profile", "time")  # they need sizes of images, not a benchmark
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,21 @@ def prepare(config: dict[str, Any], *, sweep: bool = False) -> Prepared:
         data=data.identity,
     )
     return Prepared(cell, config, found, runtime, data, tuple(notes))
+
+
+def dataless(config: dict[str, Any], *, sweep: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """The checked config of a task that reads neither benchmark nor checkpoint, and notes.
+
+    Raises:
+        ConfigError: one line saying what is wrong with the request.
+    """
+    notes: list[str] = []
+    _check_task(config["task"])
+    config = {**config, "ratio": _ratio(config, sweep, notes)}
+    _whole("batch_size", config["batch_size"], 1)
+    _whole("seed", config["seed"], 0)
+    _whole("text_tokens", config["text_tokens"], 2)
+    return config, notes
 
 
 def _check_task(task: str) -> None:

@@ -85,3 +85,69 @@ def count_forward(model: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, int
         "llm": macs(family.language_model),
         "lm_head": macs(model.lm_head),
     }
+
+
+def count_skeleton(model: nn.Module, inputs: Mapping[str, Any], record: Any) -> dict[str, int]:
+    """MACs by stage of one image's prefill on the meta device, each layer on its own tokens.
+
+    Args:
+        model: on the meta device.
+        inputs: of the image encoder, see :func:`harness.cost.shapes.encoder_inputs`.
+        record: tells how many tokens enter each layer.
+    """
+    from models.families import family_of
+
+    family, encoder, llm, head = family_of(model), Counter(), Counter(), Counter()
+    projector, inside = family.projector(), []
+    hooks = [
+        projector.register_forward_pre_hook(lambda *_: inside.append(encoder_total(encoder))),
+        projector.register_forward_hook(lambda *_: inside.append(encoder_total(encoder))),
+    ]
+    with torch.no_grad():
+        with encoder:
+            _encode(family, inputs)
+        for hook in hooks:
+            hook.remove()
+        with llm:
+            _through_layers(family, record.tokens_per_layer)
+        with head:
+            text = model.config.get_text_config()
+            model.lm_head(torch.empty(1, 1, text.hidden_size, device="meta"))
+    projected = inside[1] - inside[0]
+    return {
+        "vision": encoder.macs - projected,
+        "projector": projected,
+        "llm": llm.macs,
+        "lm_head": head.macs,
+    }
+
+
+def encoder_total(counter: Counter) -> int:
+    """MACs so far in a block that is still open."""
+    return counter.get_total_flops() // 2
+
+
+def _encode(family: Any, inputs: Mapping[str, Any]) -> None:
+    """The tower and the projector; packing is left out, it needs numbers and costs nothing."""
+    core, pixels = family.core, inputs["pixel_values"]
+    if "image_grid_thw" in inputs:
+        grid = inputs["image_grid_thw"]
+        core.visual(pixels, grid_thw=grid, position_ids=torch.empty(len(pixels), 2, device="meta"))
+        return
+    pixels = pixels.flatten(0, 1) if pixels.dim() == 5 else pixels
+    config = family.model.config
+    hidden = core.vision_tower(pixels, output_hidden_states=True).hidden_states
+    features = hidden[config.vision_feature_layer]
+    if config.vision_feature_select_strategy == "default":
+        features = features[:, 1:]
+    core.multi_modal_projector(features)
+
+
+def _through_layers(family: Any, tokens: list[int]) -> None:
+    config = family.model.config.get_text_config()
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    for layer, n in zip(family.layers, tokens, strict=True):
+        angles = torch.empty(1, n, head_dim, device="meta")
+        hidden = torch.empty(1, n, config.hidden_size, device="meta")
+        layer(hidden, position_embeddings=(angles, angles), attention_mask=None)

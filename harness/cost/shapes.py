@@ -1,0 +1,170 @@
+"""What an image of a given size becomes in a model, without weights, pixels or network.
+
+Token counts come from the library's own functions: the model is built on the meta device from its
+config, and its packing is asked where each token would lie.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from methods.base import PruningMethod, TokenLayout
+    from models.record import SampleRecord
+
+Size = tuple[int, int]  # (width, height) in pixels
+
+
+@dataclass(frozen=True)
+class Described:
+    """An architecture file: the config's own keys, and what the image processor adds."""
+
+    name: str
+    config: dict[str, Any]
+    image_processor: dict[str, Any]
+
+
+def parse_size(text: Any, name: str = "image_size") -> Size:
+    """``"672x336"`` as (width, height)."""
+    match = re.fullmatch(r"([1-9]\d*)[xX×]([1-9]\d*)", str(text).strip())
+    if not match:
+        raise ConfigError(f"{name} must be <width>x<height> in pixels, e.g. 672x672: got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def describe(path: str | Path) -> Described:
+    """Read ``models/architectures/<name>.json``, or the config.json of a checkpoint."""
+    file = Path(path)
+    file = file / "config.json" if file.is_dir() else file
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.architecture: cannot read {file}: {error}") from error
+    if "config" not in data:
+        return Described(file.parent.name, data, {})
+    return Described(file.stem, data["config"], data.get("image_processor", {}))
+
+
+def hf_config(described: Described) -> Any:
+    """The Hugging Face config object."""
+    from transformers import AutoConfig
+
+    values = {k: v for k, v in described.config.items() if k != "model_type"}
+    return AutoConfig.for_model(described.config["model_type"], **values)
+
+
+def skeleton(config: Any, attention: str = "sdpa") -> nn.Module:
+    """The model with all its modules and no memory, on the meta device."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, attn_implementation=attention).eval()
+
+
+def encoder_inputs(model: nn.Module, size: Size, processor: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the image encoder for one image, pixels without memory."""
+    import torch
+
+    config, (width, height) = model.config, size
+    vision = config.vision_config
+    if config.model_type.startswith("qwen2"):
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        patch, merge = vision.patch_size, vision.spatial_merge_size
+        limits = {k: processor[k] for k in ("min_pixels", "max_pixels") if k in processor}
+        rows, cols = smart_resize(height, width, factor=patch * merge, **limits)
+        rows, cols = rows // patch, cols // patch
+        inputs = vision.in_channels * vision.temporal_patch_size * patch**2
+        pixels = torch.empty(rows * cols, inputs, device="meta")
+        return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, rows, cols]])}
+    side = vision.image_size
+    if config.model_type == "llava":
+        return {"pixel_values": torch.empty(1, 3, side, side, device="meta")}
+    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+    crops = image_size_to_num_patches([height, width], config.image_grid_pinpoints, side)
+    pixels = torch.empty(1, crops, 3, side, side, device="meta")
+    return {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
+
+
+def layout(model: nn.Module, inputs: dict[str, Any]) -> TokenLayout:
+    """Where every token of the image comes from, as the runtime's family adapter says."""
+    import torch
+
+    from models.families import family_of
+    from models.families.base import VisionCapture
+
+    vision = model.config.vision_config
+    patches = (getattr(vision, "image_size", 0) // vision.patch_size) ** 2
+    features = [torch.empty(patches, 1)]  # only counted, and only by LLaVA-1.5
+    return family_of(model).images("image", inputs, features, VisionCapture())[0].layout
+
+
+def record(
+    model: nn.Module,
+    layouts: Sequence[TokenLayout],
+    text_tokens: int,
+    method: PruningMethod | None = None,
+) -> SampleRecord:
+    """The record a run of these images would leave; half of the text stands before them.
+
+    How many tokens a method keeps follows from its counting options alone. With ``padding=drop``
+    it depends on the picture how many of its picks lie in the padding; a random draw stands for it.
+    """
+    import torch
+
+    from methods.base import LayerMethod, TokenMethod
+    from models.record import SampleRecord
+
+    depth = model.config.get_text_config().num_hidden_layers
+    total = sum(map(len, layouts))
+    before = text_tokens // 2
+    made = SampleRecord(
+        sample_id="profile",
+        prompt_length=text_tokens + total,
+        visual=torch.arange(before, before + total),
+        n_layers=depth,
+        crops=sum(one.n_tiles for one in layouts),
+        grids=tuple((one.n_tiles, *one.patch_grid) for one in layouts),
+    )
+    if method is None or method.ratio == 0:
+        return made
+    if isinstance(method, TokenMethod):
+        kept = sum(_kept(one, method) for one in layouts)
+        made.views = tuple(n for one in layouts for n in _views(one, method))
+        made.stages = [(0, torch.arange(total) < kept)]
+    elif isinstance(method, LayerMethod):
+        plan = method.checked_schedule(depth, total)
+        made.stages = [(i, torch.arange(total) < n) for i, n in enumerate(plan)]
+    return made
+
+
+def _views(one: TokenLayout, method: Any) -> list[int]:
+    if method.scope == "joint" and method.newline == "candidate":
+        return [len(one)]
+    sizes = [int((~one.newline & (one.view == v)).sum()) for v in range(len(one.kinds))]
+    return [sum(sizes)] if method.scope == "joint" else sizes
+
+
+def _kept(one: TokenLayout, method: Any) -> int:
+    import torch
+
+    import methods
+    from methods.base import ImageTokens
+
+    rules = ("ratio", "rounding", "positions", "scope", "newline", "padding")
+    draw = methods.build("random", **{rule: getattr(method, rule) for rule in rules})
+    per_crop = torch.zeros(one.n_tiles, one.patch_grid[0] * one.patch_grid[1], 1)
+    signals = {"tile_features": lambda: per_crop}
+    tokens = ImageTokens(torch.zeros(len(one), 1), one, ("profile", 0), signals)
+    return draw.keep(tokens).indices.numel()

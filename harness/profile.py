@@ -1,0 +1,175 @@
+"""``task=profile``: what one image costs in a model, without weights and without network."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from harness.errors import ConfigError
+
+STAGES = ("vision", "projector", "selection", "llm", "lm_head", "total")
+#: what the conventions count, one line each; harness/cost/conventions.py has the sources
+MEANING = {
+    "flops": "two per multiply-add, every matrix product, one LM-head position",
+    "macs": "one per multiply-add, the same terms",
+    "paper_gprune": "MACs of linear layers only, LM head at every position",
+    "fastv": "visual tokens in the decoder, two of three MLP matrices, MACs",
+    "sparsevlm": "visual tokens in the decoder, all matrices, MACs",
+    "fitprune": "like sparsevlm, tokens dropped between attention and MLP",
+    "fvcore": "MACs of linear layers, one LM-head position",
+}
+
+
+def run_profile(config: dict[str, Any]) -> dict[str, Any]:
+    """Count the method's and the unpruned prefill of one image, by ledger and by torch's counter.
+
+    Args:
+        config: composed config, ratio resolved; ``image_size`` and ``text_tokens`` say what of.
+
+    Raises:
+        ConfigError: the model has no architecture file, or the method refuses its options.
+    """
+    from harness.cost import architecture_of, counter, ledger, shapes
+    from harness.cost.conventions import CONVENTIONS, Tokens, convert
+
+    started = time.perf_counter()
+    method = _method(config)
+    described = shapes.describe(architecture_file(config["model"]))
+    model = shapes.skeleton(shapes.hf_config(described))
+    size = shapes.parse_size(config["image_size"])
+    inputs = shapes.encoder_inputs(model, size, described.image_processor)
+    layout, arch = shapes.layout(model, inputs), architecture_of(model.config)
+    record = _planned(model, layout, config, method)
+    full = shapes.record(model, [layout], config["text_tokens"])
+    cost, whole = ledger.prefill(arch, record, method), ledger.prefill_full(arch, record)
+    sides = {}
+    for name, one, spent in (("full", full, whole), ("pruned", record, cost)):
+        text = one.prompt_length - one.visual_tokens
+        tokens = Tokens(one.grids, text, one.visual_per_layer, spent.selection)
+        sides[name] = {
+            "stages": spent.stages(),
+            "counted": counter.count_skeleton(model, inputs, one),
+            "conventions": {c: convert(c, arch, tokens) for c in CONVENTIONS},
+            "decode_step": ledger.decode_step(arch, one.tokens_per_layer).total,
+            "kv_cache_bytes": ledger.kv_cache_bytes(arch, one),
+        }
+    return {
+        "model": config["model"]["name"],
+        "method": config["method"]["name"],
+        "options": method.options(),
+        "ratio": config["ratio"],
+        "image_size": list(size),
+        "views": [list(grid) for grid in layout.grids],
+        "visual_tokens": record.visual_tokens,
+        "text_tokens": config["text_tokens"],
+        "visual_per_layer": record.visual_per_layer,
+        "mean_removal": record.mean_removal,
+        **sides,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def _method(config: dict[str, Any]) -> Any:
+    from harness.running import build_method
+
+    return build_method(config)
+
+
+def _planned(model: Any, layout: Any, config: dict[str, Any], method: Any) -> Any:
+    from harness.cost import shapes
+    from methods import MethodError
+
+    try:
+        return shapes.record(model, [layout], config["text_tokens"], method)
+    except MethodError as error:
+        raise ConfigError(str(error)) from error
+
+
+def architecture_file(model: dict[str, Any]) -> str:
+    """Where a model's sizes are described: its architecture file, or a local checkpoint."""
+    found = model.get("architecture") or model.get("path")
+    if not found:
+        raise ConfigError("model.architecture: give a file like models/architectures/*.json")
+    return str(found)
+
+
+def store(result: dict[str, Any], results: Path) -> Path:
+    """Write a profile below ``results/profiles``; the same question has the same name."""
+    width, height = result["image_size"]
+    name = f"{result['method']}-{result['ratio']:g}-{width}x{height}.json"
+    path = Path(results) / "profiles" / result["model"] / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def report(result: dict[str, Any]) -> str:
+    """The profile as text: tokens, stages, conventions."""
+    width, height = result["image_size"]
+    views = " + ".join(f"{rows} x {cols}" for rows, cols in result["views"])
+    lines = [
+        f"{result['model']}, {result['method']} {result['ratio']:g}, image {width} x {height}",
+        f"  {result['visual_tokens']} visual tokens ({views}), {result['text_tokens']} text tokens",
+        f"  visual tokens entering the layers: {_runs(result['visual_per_layer'])}; "
+        f"mean removal {100 * result['mean_removal']:.1f} %",
+        "",
+        *_stage_lines(result),
+        "",
+        *_convention_lines(result),
+        "",
+        f"counted in {result['seconds']:.1f} s, on the meta device: no weights, no network",
+    ]
+    return "\n".join(lines)
+
+
+def _stage_lines(result: dict[str, Any]) -> list[str]:
+    full, pruned = result["full"], result["pruned"]
+    lines = [f"{'TMAC of one prefill':<22}{'unpruned':>11}{'pruned':>11}{'left':>9}   torch counts"]
+    for stage in STAGES:
+        before, after = full["stages"][stage], pruned["stages"][stage]
+        counted = pruned["counted"].get(stage)
+        check = "" if counted is None else _agreement(after, counted)
+        lines.append(f"  {stage:<20}{_tera(before)}{_tera(after)}{_share(after, before)}   {check}")
+    step, cache = ((full[k], pruned[k]) for k in ("decode_step", "kv_cache_bytes"))
+    lines.append(f"  {'decode step, GMAC':<20}{step[0] / 1e9:>11.3f}{step[1] / 1e9:>11.3f}"
+                 f"{_share(step[1], step[0])}")  # fmt: skip
+    lines.append(f"  {'KV cache fp16, MiB':<20}{cache[0] / 2**20:>11.1f}{cache[1] / 2**20:>11.1f}"
+                 f"{_share(cache[1], cache[0])}")  # fmt: skip
+    return lines
+
+
+def _convention_lines(result: dict[str, Any]) -> list[str]:
+    full, pruned = result["full"]["conventions"], result["pruned"]["conventions"]
+    lines = [f"{'T, by convention':<22}{'unpruned':>11}{'pruned':>11}{'left':>9}   what is counted"]
+    for name, before in full.items():
+        after = pruned[name]
+        lines.append(f"  {name:<20}{_tera(before)}{_tera(after)}{_share(after, before)}"
+                     f"   {MEANING[name]}")  # fmt: skip
+    return lines
+
+
+def _agreement(ours: int, counted: int) -> str:
+    if ours == counted:
+        return "the same"
+    return f"{_tera(counted).strip()} (ledger {ours / counted:.4f} of it)"
+
+
+def _tera(value: float) -> str:
+    return f"{value / 1e12:>11.4f}"
+
+
+def _share(after: float, before: float) -> str:
+    return f"{100 * after / before:>7.1f} %" if before else f"{'-':>9}"
+
+
+def _runs(counts: list[int]) -> str:
+    """``[5, 5, 2]`` as ``5 (2 layers), 2 (1 layer)``."""
+    runs: list[list[int]] = []
+    for count in counts:
+        if runs and runs[-1][0] == count:
+            runs[-1][1] += 1
+        else:
+            runs.append([count, 1])
+    return ", ".join(f"{n} ({k} layer{'s' * (k > 1)})" for n, k in runs)
