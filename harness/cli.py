@@ -95,6 +95,10 @@ def _job(cfg: DictConfig) -> None:
 def _run(cfg: DictConfig, *, sweep: bool) -> dict[str, Any] | None:
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     _check_keys(config)
+    if config["task"] in settings.DATALESS_TASKS:
+        from harness.dataless import run_dataless
+
+        return run_dataless(config, sweep=sweep)
     prepared = settings.prepare(config, sweep=sweep)
     if config["task"] == "calibrate":
         return _calibrate(prepared)
