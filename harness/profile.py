@@ -33,11 +33,12 @@ def run_profile(config: dict[str, Any]) -> dict[str, Any]:
     """
     from harness.cost import architecture_of, counter, ledger, shapes
     from harness.cost.conventions import CONVENTIONS, Tokens, convert
+    from models.describe import hf_config
 
     started = time.perf_counter()
     method = _method(config)
-    described = shapes.describe(architecture_file(config["model"]))
-    model = shapes.skeleton(shapes.hf_config(described))
+    described = architecture(config["model"])
+    model = shapes.skeleton(hf_config(described))
     size = shapes.parse_size(config["image_size"])
     inputs = shapes.encoder_inputs(model, size, described.image_processor)
     layout, arch = shapes.layout(model, inputs), architecture_of(model.config)
@@ -87,12 +88,22 @@ def _planned(model: Any, layout: Any, config: dict[str, Any], method: Any) -> An
         raise ConfigError(str(error)) from error
 
 
-def architecture_file(model: dict[str, Any]) -> str:
-    """Where a model's sizes are described: its architecture file, or a local checkpoint."""
-    found = model.get("architecture") or model.get("path")
+def architecture(model: dict[str, Any]) -> Any:
+    """A model's sizes: of its local checkpoint if it has one, else of its architecture file.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    from models.describe import describe
+    from models.errors import ModelLoadError
+
+    found = model.get("path") or model.get("architecture")
     if not found:
         raise ConfigError("model.architecture: give a file like models/architectures/*.json")
-    return str(found)
+    try:
+        return describe(found)
+    except ModelLoadError as error:
+        raise ConfigError(f"model.architecture: {error}") from error
 
 
 def store(result: dict[str, Any], results: Path) -> Path:

@@ -36,6 +36,8 @@ def load(cfg: Mapping[str, Any]) -> VLM:
             precision on cuda, float32 on cpu), ``attention``, ``revision`` and ``threads``
             (CPU threads of this process; None: torch decides), and ``device_map`` (``auto``: spread
             the layers over all devices with accelerate; None: the whole model on ``device``).
+            ``weights="random"`` builds the file ``architecture`` with random weights instead and
+            has no processor: it computes as much as the real model, and answers nonsense.
 
     The same settings give the same object again within one process, so that a sweep loads a model
     once.
@@ -43,18 +45,21 @@ def load(cfg: Mapping[str, Any]) -> VLM:
     Raises:
         ModelLoadError: one line saying what is wrong.
     """
-    path, revision = str(cfg["path"]), cfg.get("revision")
+    random = cfg.get("weights", "checkpoint") == "random"
+    path, revision = str(cfg["architecture" if random else "path"]), cfg.get("revision")
     device = _device(str(cfg.get("device", "auto")))
     attention = str(cfg.get("attention", "sdpa"))
     dtype = str(cfg.get("dtype", "auto"))
     torch.set_num_threads(int(cfg.get("threads") or _THREADS))
     spread = cfg.get("device_map")
-    key = (path, str(revision), device, dtype, attention, str(spread))
+    key = (path, str(revision), device, dtype, attention, str(spread), str(random))
     if key not in _CACHE:
         _CACHE.clear()  # one model at a time: two of them rarely fit on one device
-        _CACHE[key] = _load(
-            path, revision, device, dtype, attention, str(cfg.get("name", path)), spread
-        )
+        name = str(cfg.get("name", path))
+        if random:
+            _CACHE[key] = _random(path, device, dtype, attention, name)
+        else:
+            _CACHE[key] = _load(path, revision, device, dtype, attention, name, spread)
     return _CACHE[key]
 
 
@@ -134,3 +139,23 @@ def _load(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return VLM(model, processor, name, device, str(wanted).removeprefix("torch."), attention)
+
+
+def _random(path: str, device: str, dtype: str, attention: str, name: str) -> VLM:
+    from transformers import AutoModelForImageTextToText
+
+    from models.describe import describe, hf_config
+
+    config = hf_config(describe(path))
+    half = config.dtype if config.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+    if dtype == "auto":
+        wanted = torch.float32 if device == "cpu" else half
+    else:
+        wanted = getattr(torch, dtype)
+    torch.manual_seed(0)
+    with torch.device(device):  # initialised where it will run: billions of draws
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=wanted, attn_implementation=attention
+        )
+    model.eval().requires_grad_(False)
+    return VLM(model, None, name, device, str(wanted).removeprefix("torch."), attention)

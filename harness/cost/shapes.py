@@ -6,11 +6,8 @@ config, and its packing is asked where each token would lie.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError
@@ -24,42 +21,12 @@ if TYPE_CHECKING:
 Size = tuple[int, int]  # (width, height) in pixels
 
 
-@dataclass(frozen=True)
-class Described:
-    """An architecture file: the config's own keys, and what the image processor adds."""
-
-    name: str
-    config: dict[str, Any]
-    image_processor: dict[str, Any]
-
-
 def parse_size(text: Any, name: str = "image_size") -> Size:
     """``"672x336"`` as (width, height)."""
     match = re.fullmatch(r"([1-9]\d*)[xX×]([1-9]\d*)", str(text).strip())
     if not match:
         raise ConfigError(f"{name} must be <width>x<height> in pixels, e.g. 672x672: got {text!r}")
     return int(match[1]), int(match[2])
-
-
-def describe(path: str | Path) -> Described:
-    """Read ``models/architectures/<name>.json``, or the config.json of a checkpoint."""
-    file = Path(path)
-    file = file / "config.json" if file.is_dir() else file
-    try:
-        data = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.architecture: cannot read {file}: {error}") from error
-    if "config" not in data:
-        return Described(file.parent.name, data, {})
-    return Described(file.stem, data["config"], data.get("image_processor", {}))
-
-
-def hf_config(described: Described) -> Any:
-    """The Hugging Face config object."""
-    from transformers import AutoConfig
-
-    values = {k: v for k, v in described.config.items() if k != "model_type"}
-    return AutoConfig.for_model(described.config["model_type"], **values)
 
 
 def skeleton(config: Any, attention: str = "sdpa") -> nn.Module:
