@@ -16,7 +16,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from harness import explain, known, settings
+from harness import explain, known, settings, several
 from harness.errors import ConfigError, HarnessError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand us the exception instead of printing it
     _failed.clear()
     try:
-        _hydra_main(arguments)
+        _hydra_main(several.arguments(arguments))
         if _failed:
             raise _failed.pop()
         return _Sweep.report()
@@ -68,33 +68,60 @@ def _job(cfg: DictConfig) -> None:
     """One Hydra job. In a sweep a failure is noted and the other jobs go on."""
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         try:
-            result = _run(cfg, sweep=False)
-            if cfg.task == "cell" and result is not None:
-                _show([result])
+            _all(cfg, several.parts(cfg))
         except Exception as error:  # Hydra would print a line of its own; main() explains it
             _failed.append(error)
         return
     sweep = _Sweep(Path(HydraConfig.get().sweep.dir))
     # What distinguishes this job; options common to all stand in the command already.
     varying = [o for o in HydraConfig.get().overrides.task if o not in sys.argv]
-    overrides = " ".join(varying) or "the only job"
     number = HydraConfig.get().job.num
+    parts = several.parts(cfg)
+    for part in parts:
+        own = [*varying, f"bench={part.bench}"] if len(parts) > 1 else varying
+        _note(sweep, number, " ".join(own) or "the only job", part)
+
+
+def _note(sweep: _Sweep, number: int, overrides: str, part: several.Part) -> None:
+    """Run one part of a sweep and note what came out."""
     print(f"[{number}] {overrides}", flush=True)
     try:
-        result = _run(cfg, sweep=True)
+        result = _run(part, sweep=True)
         if result is not None:  # None: another process of the group tells
-            sweep.note(number, overrides, **({"result": result} if cfg.task == "cell" else {}))
+            is_cell = part.config.task == "cell"
+            sweep.note(number, overrides, **({"result": result} if is_cell else {}))
     except Exception as error:
-        if cfg.get("debug"):
+        if part.config.get("debug"):
             traceback.print_exc()
         reason, _ = _describe(error, sys.argv[1:])
         print(f"[{number}] error: {reason}", file=sys.stderr, flush=True)
         sweep.note(number, overrides, error=reason)
 
 
-def _run(cfg: DictConfig, *, sweep: bool) -> dict[str, Any] | None:
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    _check_keys(config)
+def _all(cfg: DictConfig, parts: Sequence[several.Part]) -> None:
+    """Run the benchmarks of a single run; one that fails does not keep the others from running."""
+    results, failed = [], []
+    for part in parts:
+        if len(parts) > 1:
+            print(f"bench={part.bench}", flush=True)
+        try:
+            results.append(_run(part, sweep=False))
+        except Exception as error:
+            if len(parts) == 1:
+                raise
+            reason, _ = _describe(error, sys.argv[1:])
+            print(f"error: bench={part.bench}: {reason}", file=sys.stderr, flush=True)
+            failed.append(part.bench)
+    done = [result for result in results if result is not None]
+    if cfg.task == "cell" and done:
+        _show(done)
+    if failed:
+        raise HarnessError(f"{len(failed)} of {len(parts)} benchmarks failed: {', '.join(failed)}")
+
+
+def _run(part: several.Part, *, sweep: bool) -> dict[str, Any] | None:
+    config = OmegaConf.to_container(part.config, resolve=True, throw_on_missing=True)
+    _check_keys(config, part.choices)
     if config["task"] in settings.DATALESS_TASKS:
         from harness.dataless import run_dataless
 
@@ -115,9 +142,8 @@ def _calibrate(prepared: settings.Prepared) -> dict[str, Any]:
     return artefact
 
 
-def _check_keys(config: dict[str, Any]) -> None:
+def _check_keys(config: dict[str, Any], choices: dict[str, str | None]) -> None:
     """Refuse keys that nothing reads, e.g. a typo in an experiment file or behind a ``+``."""
-    choices = dict(HydraConfig.get().runtime.choices)
     valid = known.keys(CONF, choices)
     free = [group for group in known.groups(CONF) if _is_free(group, choices.get(group), config)]
     for key in settings.unknown_keys(config, valid):
