@@ -36,7 +36,7 @@ def run_profile(config: dict[str, Any]) -> dict[str, Any]:
     from models.describe import hf_config
 
     started = time.perf_counter()
-    method = _method(config)
+    method = build_method(config)
     described = architecture(config["model"])
     model = shapes.skeleton(hf_config(described))
     size = shapes.parse_size(config["image_size"])
@@ -72,10 +72,11 @@ def run_profile(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _method(config: dict[str, Any]) -> Any:
-    from harness.running import build_method
+def build_method(config: dict[str, Any]) -> Any:
+    """The method object of a config."""
+    from harness.running import build_method as build
 
-    return build_method(config)
+    return build(config)
 
 
 def _planned(model: Any, layout: Any, config: dict[str, Any], method: Any) -> Any:

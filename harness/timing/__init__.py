@@ -1,0 +1,14 @@
+"""``task=time``: the timing pass, apart from the accuracy pass; baseline and method in one run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["run_timing"]
+
+
+def run_timing(config: dict[str, Any]) -> dict[str, Any]:
+    """Time a method and the unpruned model; see :mod:`harness.timing.run`."""
+    from harness.timing.run import run_timing as run
+
+    return run(config)

@@ -1,0 +1,228 @@
+"""Load a model once, time it with and without the method in turn, store ``timing.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from harness import checkpoint, device, profile
+from harness.cell import canonical_json, method_options
+from harness.errors import ConfigError, HarnessError
+from harness.store import write_atomic
+
+FORMAT = 1
+
+
+def run_timing(config: dict[str, Any]) -> dict[str, Any]:
+    """Time the method of a checked config against the unpruned model.
+
+    Raises:
+        ConfigError: options of the timing pass, the model or the method are wrong.
+        HarnessError: the model cannot be loaded, or fails.
+    """
+    from harness.cost import shapes
+
+    timing = config["timing"]
+    _check(timing)
+    names = timing["images"] or [config["image_size"]]
+    sizes = [shapes.parse_size(name, "timing.images") for name in names]
+    method = profile.build_method(config)
+    where, identity, processor = _model(config)
+    vlm = _load(where)
+    identity |= {
+        "format": FORMAT,
+        "method": {"name": config["method"]["name"], **method_options(config)},
+        "images": [f"{width}x{height}" for width, height in sizes],
+        "text_tokens": config["text_tokens"],
+        "timing": {k: timing[k] for k in ("repeats", "warmup", "new_tokens", "batch_sizes")},
+    }
+    result = {
+        "key": hashlib.sha256(canonical_json(identity).encode()).hexdigest(),
+        "model": config["model"]["name"],
+        "method": config["method"]["name"],
+        "ratio": config["ratio"],
+        "identity": identity,
+        "batches": [
+            time_batch(vlm, method, sizes, config["text_tokens"], processor, timing, batch)
+            for batch in timing["batch_sizes"]
+        ],
+        "provenance": _provenance(vlm.device),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    result["directory"] = str(_store(result, Path(config["paths"]["results"])))
+    return result
+
+
+def time_batch(
+    vlm: Any,
+    method: Any,
+    sizes: list[tuple[int, int]],
+    text_tokens: int,
+    processor: dict[str, Any],
+    timing: dict[str, Any],
+    batch: int,
+) -> dict[str, Any]:
+    """Both sides at one batch size, in turn, so that a drift of the machine meets both."""
+    from harness.cost import architecture_of
+    from harness.timing import predict
+    from harness.timing.samples import draw
+    from models.errors import PruningUnsupported
+
+    samples = draw(vlm.model, sizes, text_tokens, batch, processor)
+    import methods
+
+    sides = {"baseline": methods.build("none"), "pruned": method}
+    try:
+        rounds, memory = _rounds(vlm, sides, samples, timing)
+    except (PruningUnsupported, methods.MethodError) as error:
+        raise HarnessError(str(error)) from error
+    arch, made = architecture_of(vlm.model.config), {}
+    for name, one in sides.items():
+        records = memory[name].pop("records")
+        made[name] = _side(rounds[name], batch, timing["new_tokens"]) | memory[name]
+        made[name]["macs"] = predict.work(arch, records, one, timing["new_tokens"])
+        made[name]["visual_kept"] = fmean(
+            sum(r.visual_per_layer) / r.n_layers for r in records
+        )
+    return {
+        "batch_size": batch,
+        "samples": [
+            {"image": s.name, "visual_tokens": s.visual_tokens, "prompt_tokens": s.prompt_length}
+            for s in samples
+        ],
+        **made,
+        "comparison": predict.compare(_plain(made["baseline"]), _plain(made["pruned"])),
+    }
+
+
+def _rounds(
+    vlm: Any, sides: dict[str, Any], samples: list[Any], timing: dict[str, Any]
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, dict[str, Any]]]:
+    """Per side: one dict of mean seconds per sample and round, and what memory was used."""
+    from harness.timing.clock import PeakMemory, device_clock
+    from harness.timing.measure import Generation
+    from models import prune
+
+    now, rounds = device_clock(vlm.device), {name: [] for name in sides}
+    memory: dict[str, dict[str, Any]] = {}
+    for number in range(timing["warmup"] + timing["repeats"]):
+        for name, method in sides.items():
+            with prune(vlm.model, method) as run:
+                generation = Generation(vlm.model, run, timing["new_tokens"], now)
+                if not number:
+                    memory[name] = _memory(generation, samples, PeakMemory(vlm.device))
+                entries = [
+                    {**generation.stages(s.feed), "end_to_end": generation.end_to_end(s.feed)}
+                    for s in samples
+                ]
+            if number >= timing["warmup"]:
+                rounds[name].append({k: fmean(e[k] for e in entries) for k in entries[0]})
+    return rounds, memory
+
+
+def _memory(generation: Any, samples: list[Any], peak: Any) -> dict[str, Any]:
+    used = [generation.memory(sample.feed, peak) for sample in samples]
+    peaks = [one["peak_bytes"] for one in used]
+    return {
+        "kv_cache_bytes": fmean(one["kv_cache_bytes"] for one in used),
+        "peak_memory_bytes": None if None in peaks else max(peaks),
+        "peak_memory_kind": peak.kind,
+        "records": [one["records"][0] for one in used],
+    }
+
+
+def _side(rounds: list[dict[str, float]], batch: int, new_tokens: int) -> dict[str, Any]:
+    from harness.timing.clock import summary
+    from harness.timing.measure import STAGES
+
+    ttft = ("setup", "vision", "selection", "prefill")
+    columns = {stage: [r[stage] for r in rounds] for stage in (*STAGES, "end_to_end")}
+    columns["ttft"] = [sum(r[s] for s in ttft) for r in rounds]
+    columns["sum_of_stages"] = [sum(r[s] for s in STAGES) for r in rounds]
+    if new_tokens > 1:
+        columns["decode_per_token"] = [r["decode"] / (new_tokens - 1) for r in rounds]
+    seconds = {name: summary(values) for name, values in columns.items()}
+    whole = seconds["end_to_end"]
+    return {
+        "seconds": seconds,
+        "samples_per_s": {
+            "median": batch / whole["median"],
+            "low": batch / whole["high"],
+            "high": batch / whole["low"],
+        },
+        "sum_of_stages_over_end_to_end": seconds["sum_of_stages"]["median"] / whole["median"],
+    }
+
+
+def _plain(side: dict[str, Any]) -> dict[str, Any]:
+    seconds = {name: entry["median"] for name, entry in side["seconds"].items()}
+    return {"macs": side["macs"], "seconds": seconds}
+
+
+def _check(timing: dict[str, Any]) -> None:
+    for name, low in (("repeats", 1), ("warmup", 0), ("new_tokens", 1)):
+        value = timing[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise ConfigError(f"timing.{name} must be a whole number >= {low}: got {value!r}")
+    sizes = timing["batch_sizes"]
+    if not isinstance(sizes, list) or not sizes or not all(
+        isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes
+    ):
+        raise ConfigError("timing.batch_sizes must be a list of whole numbers, e.g. [1,8]")
+
+
+def _model(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What to load, its part of the identity, and pixel limits of its image processor."""
+    model = config["model"]
+    if model["weights"] not in ("checkpoint", "random"):
+        raise ConfigError(f"model.weights must be checkpoint or random: got {model['weights']!r}")
+    if model["weights"] == "random":
+        described = profile.architecture({**model, "path": None})
+        runtime = device.resolve(model, described.config)
+        where = {"architecture": model["architecture"], "weights": "random"}
+        sizes = hashlib.sha256(canonical_json(described.config).encode()).hexdigest()[:16]
+        identity = {"architecture": sizes, "weights": "random"}
+    else:
+        found = checkpoint.find(model)
+        runtime = device.resolve(model, found.config)
+        described = profile.architecture(model)
+        where = {"path": found.path}
+        identity = {"checkpoint": found.fingerprint()}
+    used = {k: runtime[k] for k in ("dtype", "attention", "threads")}
+    kind = runtime["device"].partition(":")[0]
+    where |= {**runtime, "name": model["name"]}
+    return where, {"model": {**identity, **used, "device": kind}}, described.image_processor
+
+
+def _load(where: dict[str, Any]) -> Any:
+    from transformers.utils import logging
+
+    from models.errors import ModelLoadError
+    from models.load import load
+
+    logging.disable_progress_bar()
+    try:
+        return load(where)
+    except ModelLoadError as error:
+        raise HarnessError(str(error)) from error
+
+
+def _provenance(used: str) -> dict[str, Any]:
+    import torch
+
+    from harness import provenance
+
+    found = provenance.collect(used)
+    return {**found, "torch_threads": torch.get_num_threads()}
+
+
+def _store(result: dict[str, Any], results: Path) -> Path:
+    name = f"{result['method']}-{result['ratio']:g}-{result['key'][:8]}"
+    folder = Path(results) / "runs" / "timing" / result["model"] / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "timing.json", json.dumps(result, indent=1, default=str) + "\n")
+    return folder

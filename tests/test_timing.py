@@ -1,0 +1,181 @@
+"""The timing pass: planted delays appear where they were planted, sums and sizes agree."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.cost import architecture_of, shapes
+from harness.cost.ledger import kv_cache_bytes
+from harness.errors import ConfigError
+from harness.timing import clock, predict, report, run
+from harness.timing.samples import draw
+from methods import TokenMethod, build
+from methods.fastv import FastV
+from models import prune
+from models.load import VLM
+from tests import tiny
+
+TIMING = {"images": None, "repeats": 2, "warmup": 1, "new_tokens": 3, "batch_sizes": [1]}
+DELAY = 0.4  # longer than anything a loaded machine adds to the least of two repeats
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(TokenMethod):
+    """Keeps the first tokens, slowly."""
+
+    def score(self, view):
+        time.sleep(DELAY / 2)  # there are two views
+        return -torch.arange(len(view)).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowInside(FastV):
+    """FastV, slowly."""
+
+    def score(self, signals):
+        time.sleep(DELAY)
+        return super().score(signals)
+
+
+def measured(method, family="llava_next", batch=1, **changes):
+    model = tiny.model(family)
+    vlm = VLM(model, None, "tiny", "cpu", "float32")
+    return run.time_batch(vlm, method, [(64, 64)], 8, {}, {**TIMING, **changes}, batch)
+
+
+def seconds(side: dict, stage: str) -> float:
+    return side["seconds"][stage]["low"]
+
+
+@pytest.mark.parametrize("method", [Slow(ratio=0.5), SlowInside(ratio=0.5)], ids=["token", "layer"])
+def test_a_delay_in_a_method_is_in_its_column_and_nowhere_else(method):
+    batch = measured(method)
+    pruned, before = batch["pruned"], batch["baseline"]
+    assert DELAY <= seconds(pruned, "selection") < 2 * DELAY
+    assert seconds(before, "selection") == 0
+    for stage in ("setup", "vision", "prefill", "decode"):
+        assert seconds(pruned, stage) < DELAY
+    assert batch["comparison"]["lost_seconds"]["selection"] >= DELAY
+
+
+@pytest.mark.parametrize(
+    ("stage", "module"), [("vision", "vision_tower"), ("prefill", "language_model")]
+)
+def test_a_delay_in_the_model_is_in_the_stage_of_its_module(stage, module):
+    model = tiny.model("llava_next")
+    hook = getattr(model.model, module).register_forward_hook(lambda *_: time.sleep(DELAY))
+    try:
+        pruned = measured(build("gprune", ratio=0.5), new_tokens=1)["pruned"]
+    finally:
+        hook.remove()
+    assert DELAY <= seconds(pruned, stage) < 2 * DELAY
+    assert seconds(pruned, "selection") < DELAY
+
+
+def test_the_stages_add_up_to_the_call_measured_without_clocks():
+    pruned = measured(Slow(ratio=0.5), repeats=3)["pruned"]
+    whole = seconds(pruned, "end_to_end")
+    assert seconds(pruned, "sum_of_stages") == pytest.approx(whole, rel=0.3)
+
+
+def test_the_cache_is_as_large_as_the_ledger_says():
+    method = build("fastv", ratio=0.5)
+    batch, steps = measured(method), TIMING["new_tokens"] - 1
+    model = tiny.model("llava_next")
+    arch = architecture_of(model.config)
+    with prune(model, method) as handle, torch.no_grad():
+        model(**draw(model, [(64, 64)], 8, 1, {})[0].feed, use_cache=True)
+        record = handle.take()[0]
+    generated = 2 * arch.text.key_value * 4 * arch.text.layers * steps
+    assert batch["pruned"]["kv_cache_bytes"] == kv_cache_bytes(arch, record, 4) + generated
+    assert batch["pruned"]["kv_cache_bytes"] < batch["baseline"]["kv_cache_bytes"]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_and_batch_size_can_be_timed(family):
+    batch = measured(build("gprune", ratio=0.5), family, batch=2, warmup=0)
+    assert batch["pruned"]["visual_kept"] < batch["samples"][0]["visual_tokens"]
+    rate, whole = batch["pruned"]["samples_per_s"], seconds(batch["pruned"], "end_to_end")
+    assert rate["high"] == pytest.approx(2 / whole)
+
+
+def test_predictions_scale_the_baselines_times():
+    stages = {"setup": 1.0, "vision": 2.0, "selection": 0.0, "prefill": 8.0, "decode": 4.0}
+    macs = {"vision": 10, "selection": 0, "prefill": 100, "decode": 50}
+    base = {"macs": macs, "seconds": {**stages, "end_to_end": 15.0}}
+    pruned = {
+        "macs": {**macs, "prefill": 25, "selection": 5},
+        "seconds": {**stages, "selection": 1.0, "prefill": 3.0, "end_to_end": 11.0},
+    }
+    seen = predict.compare(base, pruned)
+    assert seen["predicted"]["prefill"] == 4
+    assert seen["measured"]["prefill"] == pytest.approx(8 / 3)
+    assert seen["measured"]["prefill_with_selection"] == 2
+    assert seen["predicted"]["end_to_end"] == pytest.approx(15 / 9)
+    assert seen["lost_seconds"] == {
+        "setup": 0, "vision": 0, "prefill": 1, "decode": 0, "selection": 1
+    }  # fmt: skip
+
+
+def test_the_interval_is_that_of_order_statistics():
+    assert clock.interval([3.0]) == (3.0, 3.0)
+    assert clock.interval([5, 1, 2, 4, 3]) == (1, 5)
+    assert clock.interval(range(1, 11)) == (2, 9)  # 97.9 %; (3, 8) would be 89 %
+
+
+def _request(tmp_path: Path, **changes) -> dict:
+    text = tiny.text_config()
+    config = {"model_type": "llava", "image_token_index": tiny.IMAGE_TOKEN, "text_config": text,
+              "vision_config": tiny.vision_config()}  # fmt: skip
+    file = tmp_path / "small.json"
+    file.write_text(json.dumps({"config": config}))
+    model = {"name": "small", "architecture": str(file), "weights": "random", "device": "cpu"}
+    return {
+        "model": model, "method": {"name": "gprune"}, "ratio": 0.5, "seed": 0, "timing": TIMING,
+        "image_size": "32x32", "text_tokens": 8, "paths": {"results": str(tmp_path)}, **changes,
+    }  # fmt: skip
+
+
+def test_random_weights_need_no_checkpoint_and_the_result_is_stored(tmp_path):
+    result = run.run_timing(_request(tmp_path))
+    stored = json.loads((Path(result["directory"]) / "timing.json").read_text())
+    assert stored["key"] == result["key"]
+    assert stored["identity"]["model"]["weights"] == "random"
+    assert stored["identity"]["model"]["attention"] == "sdpa"  # one for both sides
+    text = report.report(result)
+    assert "random weights" in text and "selection" in text and "sum of stages" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"timing": {**TIMING, "repeats": 0}}, "timing.repeats"),
+        ({"timing": {**TIMING, "batch_sizes": []}}, "timing.batch_sizes"),
+        ({"timing": {**TIMING, "images": ["big"]}}, "timing.images"),
+    ],
+)
+def test_wrong_options_are_one_line(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        run.run_timing(_request(tmp_path, **changes))
+
+
+def test_samples_are_the_same_in_every_run():
+    model = tiny.model("qwen2_vl")
+    first, again = (draw(model, [(64, 64)], 8, 2, {})[0] for _ in range(2))
+    assert all(torch.equal(first.feed[k], again.feed[k]) for k in first.feed)
+    assert first.visual_tokens == 8 * 8
+    assert shapes.parse_size("64x48") == (64, 48)
