@@ -122,6 +122,7 @@ def _all(cfg: DictConfig, parts: Sequence[several.Part]) -> None:
 def _run(part: several.Part, *, sweep: bool) -> dict[str, Any] | None:
     config = OmegaConf.to_container(part.config, resolve=True, throw_on_missing=True)
     _check_keys(config, part.choices)
+    config["choices"] = {group: part.choices.get(group) for group in ("model", "bench")}
     if config["task"] in settings.DATALESS_TASKS:
         from harness.dataless import run_dataless
 

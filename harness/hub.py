@@ -11,6 +11,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,18 @@ def _token() -> str | None:
         return os.environ["HF_TOKEN"]
     file = Path(os.environ.get("HF_TOKEN_PATH", home() / "token")).expanduser()
     return file.read_text().strip() if file.is_file() else None
+
+
+class NotFetched(ConfigError):
+    """Something is neither here nor within reach; ``instead`` is another way than fetching it."""
+
+    def __init__(self, text: str, instead: str) -> None:
+        super().__init__(f"{text}; {instead.removeprefix('or ')}")
+        self.text, self.instead = text, instead
+
+    def with_command(self, command: str) -> ConfigError:
+        """The same, naming the command that fetches it."""
+        return ConfigError(f"{self.text}; where there is a network run `{command}`, {self.instead}")
 
 
 class Unreachable(Exception):
@@ -105,9 +118,9 @@ def model_config(repo: str, revision: str | None) -> tuple[dict[str, Any], str |
         info = _get(f"api/models/{repo}/revision/{revision or 'main'}", shown)
         config = _get(f"{repo}/resolve/{info['sha']}/config.json", shown)
     except Unreachable as error:
-        raise ConfigError(
-            f"{shown} is not in the local cache and the hub cannot be reached ({error}); where "
-            f"there is a network run `hf download {repo}`, or give a local copy: model.path=DIR"
+        raise NotFetched(
+            f"{shown} is not in the local cache and the hub cannot be reached ({error})",
+            "or give a local copy: model.path=DIR",
         ) from error
     return config, info["sha"]
 
@@ -142,27 +155,40 @@ def _missing_shards(folder: Path) -> list[str]:
     return sorted(name for name in names if not (folder / name).exists())
 
 
-def dataset_commit(dataset: str, revision: str | None, bench: str) -> tuple[str, str | None]:
-    """Commit of a hub data set, and a note if only the copy in the local cache can be had."""
+def configs(engine: dict[str, Any]) -> list[str | None]:
+    """Configs of the data set that a benchmark reads: its own, and one of images if it has one."""
+    images = engine.get("images")
+    return [engine.get("config"), *([images["config"]] if images else [])]
+
+
+def dataset_commit(
+    dataset: str, revision: str | None, names: Sequence[str | None] = ()
+) -> tuple[str, str | None]:
+    """Commit of a hub data set, and a note if only the copy in the local cache can be had.
+
+    The copy counts only if all configs in ``names`` are in it.
+    """
     try:
         info = _get(f"api/datasets/{dataset}/revision/{revision or 'main'}", f"data set {dataset}")
         return info["sha"], None
     except Unreachable as error:
-        cached = _cached_dataset(dataset, revision)
+        cached = _cached_dataset(dataset, revision, names)
         if cached:
             # The libraries would try again for 20 s a data set; they read this when imported.
             os.environ["HF_HUB_OFFLINE"] = "1"
             return cached, f"hub not reachable: {dataset} is the cached commit {cached[:8]}"
-        raise ConfigError(
+        raise NotFetched(
             f"data=hub: {dataset} is not in the local cache and the hub cannot be reached "
-            f"({error}); where there is a network run `hf download {dataset} --repo-type dataset "
-            f"--local-dir DIR/{dataset}` and add data.root=DIR, or use data=mini for bench={bench}"
+            f"({error})",
+            "or use data=mini",
         ) from error
 
 
-def _cached_dataset(dataset: str, revision: str | None) -> str | None:
+def _cached_dataset(dataset: str, revision: str | None, names: Sequence[str | None]) -> str | None:
     base = _datasets_cache() / dataset.replace("/", "___")
     found = [p for p in base.glob("*/*/*/dataset_info.json") if len(p.parent.name) == 40]
     if revision:
         found = [p for p in found if p.parent.name == revision]
-    return max(found, key=lambda p: p.stat().st_mtime).parent.name if found else None
+    there = {(p.parts[-4], p.parent.name) for p in found}
+    whole = [p for p in found if all((n or "default", p.parent.name) in there for n in names)]
+    return max(whole, key=lambda p: p.stat().st_mtime).parent.name if whole else None

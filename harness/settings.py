@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import benches, calibrate, checkpoint, device
+from harness import benches, calibrate, checkpoint, device, prefetch
 from harness import cell as cells
 from harness.data import source
 from harness.errors import ConfigError, unknown
@@ -37,6 +37,8 @@ class Prepared:
 def prepare(config: dict[str, Any], *, sweep: bool = False) -> Prepared:
     """Everything that can be known about a run before torch is imported.
 
+    What is neither on this machine nor within reach is an error that names the command to fetch it.
+
     Args:
         config: the composed config as plain containers.
         sweep: part of a multirun, in which ``method=none`` meets ratios meant for the others.
@@ -52,14 +54,16 @@ def prepare(config: dict[str, Any], *, sweep: bool = False) -> Prepared:
     source.check(config["data"])
     if config["task"] == "calibrate":
         config = calibrate.calibration_data(config)
-    found = checkpoint.find(config["model"])
+    with prefetch.named(config):
+        found = checkpoint.find(config["model"])
     runtime = device.resolve(config["model"], found.config)
     if config["task"] == "cell":
         results = Path(config["paths"]["results"])
         config = calibrate.resolve(config, found.fingerprint(), results, notes)
     engine = config["bench"]["engines"][config["engine"]["name"]]
     cache = Path(config["paths"]["results"]) / ".cache"
-    data = source.prepare(config["data"], config["bench"], engine, cache.resolve())
+    with prefetch.named(config):
+        data = source.prepare(config["data"], config["bench"], engine, cache.resolve())
     cell = cells.make(
         config,
         checkpoint=found.fingerprint(),

@@ -24,6 +24,9 @@ runpy.run_path("run.py", run_name="__main__")
 """
 
 
+FETCH = "`python scripts/prefetch.py model=embedded bench=textvqa`"
+
+
 def run(*arguments, **environment):
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "no_proxy": "127.0.0.1", "HYDRA_FULL_ERROR": ""}
     return subprocess.run(
@@ -114,17 +117,18 @@ def test_a_folder_without_a_config_is_no_checkpoint(tmp_path):
 
 def test_hub_data_without_a_network_says_what_to_do(checkpoint, tmp_path):
     done = run(f"model.path={checkpoint}", "data=hub", HF_HOME=str(tmp_path))
-    assert_refused(done, ["cannot be reached", "hf download lmms-lab-encoder/textvqa", "data=mini"])
+    assert_refused(done, ["cannot be reached", FETCH, "data=mini"])
 
 
 def test_hub_data_in_offline_mode_is_refused_without_a_question(checkpoint, tmp_path):
     done = run(f"model.path={checkpoint}", "data=hub", HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
-    assert_refused(done, ["offline mode is on", "hf download"])
+    assert_refused(done, ["offline mode is on", FETCH])
 
 
 def test_a_hub_model_without_a_network_says_what_to_do(tmp_path):
     done = run("model=llava15_7b", HF_HOME=str(tmp_path))
-    assert_refused(done, ["llava-hf/llava-1.5-7b-hf", "hf download", "model.path=DIR"])
+    fetch = "`python scripts/prefetch.py model=llava15_7b bench=textvqa`"
+    assert_refused(done, ["llava-hf/llava-1.5-7b-hf", fetch, "model.path=DIR"])
 
 
 def test_debug_shows_the_traceback_as_well():

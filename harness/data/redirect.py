@@ -30,7 +30,7 @@ def parquet_files(root: Path, dataset: str, name: str | None) -> dict[str, list[
 
 def _check_revision(loaded: Any, dataset: str, revision: str) -> None:
     """Offline, the library ignores the revision and takes the copy prepared last."""
-    for split in loaded.values():
+    for split in loaded.values() if isinstance(loaded, dict) else [loaded]:
         for file in split.cache_files:
             commit = Path(file["filename"]).parent.name
             if re.fullmatch("[0-9a-f]{40}", commit) and commit != revision:
@@ -60,7 +60,7 @@ def redirect(
     """
     import datasets
 
-    real = datasets.load_dataset
+    real, counted = datasets.load_dataset, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
 
     def load(path: str, name: str | None = None, *args: Any, split: Any = None, **kw: Any) -> Any:
         if cache_dir is not None:
@@ -82,7 +82,11 @@ def redirect(
         return loaded
 
     datasets.load_dataset = load
+    if root is not None:
+        # Every load is announced to a download counter, and without a network waits for it.
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         yield
     finally:
         datasets.load_dataset = real
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counted

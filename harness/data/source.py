@@ -49,14 +49,14 @@ def prepare(
     if data["source"] == "mini":
         return _mini(data, bench.get("mini") or bench["name"], engine.get("table"), cache)
     if table := engine.get("table"):
-        return _published_table(data, bench["name"], table)
+        return _published_table(data, table)
     if data.get("root"):
         root = Path(str(data["root"])).expanduser().resolve()
         if (root / _NOTE).exists() or list((root / engine["dataset"]).glob(".*.json")):
             raise ConfigError(f"data.root: {root} holds drawn mini data; use data=mini")
         identity = {"source": "hub", "content": _listing(root / engine["dataset"])}
         return DataSource("hub", root, None, cache / "datasets", identity)
-    commit, note = hub.dataset_commit(engine["dataset"], data.get("revision"), bench["name"])
+    commit, note = hub.dataset_commit(engine["dataset"], data.get("revision"), hub.configs(engine))
     identity = {"source": "hub", "dataset": engine["dataset"], "revision": commit}
     return DataSource("hub", None, commit, None, identity, note)
 
@@ -69,11 +69,10 @@ def _listing(folder: Path) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-def _published_table(data: dict[str, Any], bench: str, table: str) -> DataSource:
+def _published_table(data: dict[str, Any], table: str) -> DataSource:
     from harness.data import tables
 
-    command = f"python scripts/prefetch.py bench={bench} engine=vlmevalkit"
-    file = tables.downloaded(data.get("root"), table, command)
+    file = tables.downloaded(data.get("root"), table)
     if (file.parent / _NOTE).exists():
         raise ConfigError(f"data.root: {file.parent} holds drawn mini data; use data=mini")
     identity = {"source": "hub", "table": table, "md5": tables.md5(file)}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError
+from harness.hub import NotFetched
 
 LIBRARY_FOLDER = "LMUData"  # the variable the library looks for its tables with
 STEP = 1_000_000  # distance of the indices of a question's rotations
@@ -69,18 +70,16 @@ def content(file: Path) -> dict[str, Any]:
     return {"rows": data.count(b"\n") - 1, "content": hashlib.sha256(data).hexdigest()[:16]}
 
 
-def downloaded(root: str | None, table: str, command: str) -> Path:
+def downloaded(root: str | None, table: str) -> Path:
     """A published table below ``root`` (or the library's own folder).
 
     Raises:
-        ConfigError: it is not there; names the command that fetches it.
+        NotFetched: it is not there.
     """
     folder = Path(root or os.environ.get(LIBRARY_FOLDER) or "~/LMUData").expanduser()
     file = folder / f"{table}.tsv"
     if not file.is_file():
-        raise ConfigError(
-            f"data=hub: {table}.tsv is not in {folder}; where there is a network run `{command}`"
-        )
+        raise NotFetched(f"data=hub: {table}.tsv is not in {folder}", "or use data=mini")
     return file.resolve()
 
 
