@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from harness.data import questions, world
-from harness.embedded import anyres, export, joint, language, packing, stages, tokens, tower
-from harness.embedded.common import Budget, load_state, normalise
-from harness.embedded.tower import to_tensors
+from harness.embedded import (
+    align,
+    anyres,
+    export,
+    joint,
+    language,
+    losses,
+    packing,
+    speaker,
+    stages,
+    tokens,
+    tower,
+)
+from harness.embedded.common import Budget, Run, load_state, normalise, to_tensors
 
 TINY = Budget(steps=2, batch=2, lr=1e-3, warmup=1)
-QUIET = {"worker": False, "bf16": False}
+QUIET = Run(worker=False, bf16=False, check=4)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,35 +40,43 @@ def one_thread():
 def chain(tmp_path_factory):
     """All stages, two steps each."""
     out = tmp_path_factory.mktemp("chain")
-    tower.train_tower(out, 0, budget=TINY, check=4, **QUIET)
-    language.run_align(out, 0, budget=TINY, worker=False)
-    language.train_language(out, 0, budget=TINY, check=4, **QUIET)
-    joint.train_joint(out, 0, budget=TINY, check=4, **QUIET)
-    anyres.train_anyres(out, 0, budget=TINY, check=1, **QUIET)
+    tower.train_tower(out, 0, QUIET, TINY)
+    align.run_align(out, 0, QUIET, TINY)
+    language.train_language(out, 0, QUIET, TINY)
+    joint.train_joint(out, 0, QUIET, TINY)
+    anyres.train_anyres(out, 0, QUIET, TINY)
     return out
 
 
-STAGES = [
-    ("tower", tower.train_tower, 4),
-    ("language", language.train_language, 4),
-    ("joint", joint.train_joint, 4),
-    ("anyres", anyres.train_anyres, 1),
-]
+STAGES = {
+    "tower": tower.train_tower,
+    "language": language.train_language,
+    "joint": joint.train_joint,
+    "anyres": anyres.train_anyres,
+}
 
 
-@pytest.mark.parametrize(("name", "train", "check"), STAGES, ids=[s[0] for s in STAGES])
-def test_resume_equals_an_uninterrupted_run(name, train, check, chain, tmp_path):
+@pytest.mark.parametrize("name", STAGES)
+def test_resume_equals_an_uninterrupted_run(name, chain, tmp_path):
     for needed in ("tower", "align", "language", "joint"):
         if needed != name:
             (tmp_path / f"{needed}.pt").write_bytes((chain / f"{needed}.pt").read_bytes())
-    train(tmp_path, 0, budget=TINY, check=check, stop_after=1, **QUIET)
+    STAGES[name](tmp_path, 0, replace(QUIET, stop_after=1), TINY)
     assert load_state(tmp_path / f"{name}.pt")["step"] == 1
-    train(tmp_path, 0, budget=TINY, check=check, **QUIET)
+    STAGES[name](tmp_path, 0, QUIET, TINY)
     whole, resumed = load_state(chain / f"{name}.pt"), load_state(tmp_path / f"{name}.pt")
     assert resumed["step"] == whole["step"] == 2
-    part = "tower" if name == "tower" else "speaker"
-    for key, value in whole[part].items():
-        assert torch.equal(value, resumed[part][key]), key
+    for part in {"tower", "heads", "speaker", "newline"} & set(whole):
+        for key, value in whole[part].items():
+            assert torch.equal(value, resumed[part][key]), (part, key)
+
+
+def test_the_worker_draws_the_same_batches(chain, tmp_path):
+    (tmp_path / "tower.pt").write_bytes((chain / "tower.pt").read_bytes())
+    (tmp_path / "align.pt").write_bytes((chain / "align.pt").read_bytes())
+    language.train_language(tmp_path, 0, replace(QUIET, worker=True), TINY)
+    alone, drawn = load_state(chain / "language.pt"), load_state(tmp_path / "language.pt")
+    assert all(torch.equal(v, drawn["speaker"][k]) for k, v in alone["speaker"].items())
 
 
 def test_batches_depend_on_the_step_alone():
@@ -79,27 +100,27 @@ def test_sign_text_is_one_token_a_character():
 def test_packed_forward_equals_hugging_face(size, chain):
     """Packed blocks behind one prefix give the logits of separate prompts in both forms."""
     single = size == (112, 112)
-    vision, _, speaker = joint.load_parts(chain, "cpu", "joint")
+    vision, _, talker = joint.load_parts(chain, "cpu", "joint")
     picture = world.draw(4, "scene", size=size)
     asked = questions.sample(picture, np.random.default_rng(0), 6, 0.5)[:3]
     blocks = [[packing.make_block(q, s) for q, s in asked]]
     newline = torch.full((128,), 0.1)
-    model = export.assemble_model(vision, speaker, None if single else newline)
+    model = export.assemble_model(vision, talker, None if single else newline)
     processor = tokens.build_processor(anyres=not single)
     with torch.no_grad():
         if single:
             arrays = packing.pack_blocks(blocks) | {"image": picture.image[None]}
             batch = to_tensors(arrays, "cpu")
-            visual = speaker.project(language.see(vision, batch["image"]))
+            visual = talker.project(speaker.see(vision, batch["image"]))
             places, total = torch.arange(196)[None], 196
         else:
             batch = to_tensors(anyres.collate([picture], blocks, None), "cpu")
-            _, visual = anyres.look(vision, speaker, newline, batch)
+            _, visual = anyres.look(vision, talker, newline, batch)
             places, total = batch["keep"], batch["total"]
-        x, position, mask = language.assemble(speaker, visual, places, batch, total)
+        x, position, mask = speaker.assemble(talker, visual, places, batch, total)
         front = 2 + places.shape[1]
-        states, _ = language.forward(speaker, x, position, mask, prefix=front)
-        _, logits = language.answer_loss(speaker, states, batch, front)
+        states, _ = speaker.forward(talker, x, position, mask, prefix=front)
+        _, logits = losses.answer_loss(talker, states, batch, front)
         row = 0
         for (q, style), block in zip(asked, blocks[0], strict=True):
             content = [{"type": "image"}, {"type": "text", "text": questions.render(q, style)}]
@@ -117,11 +138,11 @@ def test_packed_forward_equals_hugging_face(size, chain):
 
 
 def test_grounding_never_reads_the_picture_before_layer_two():
-    assert min(language.OBJECT_LAYERS + language.CHAR_LAYERS) >= 2
+    assert min(losses.OBJECT_LAYERS + losses.CHAR_LAYERS) >= 2
     batch = to_tensors(packing.language_batch(0, 0, 2, 2, 6, 80, 0.3), "cpu")
     front = 2 + 80
-    wanted = language.wanted_attention(batch, batch["keep"], front + batch["ids"].shape[1])
-    for layer in language.WORD_LAYERS:
+    wanted = losses.wanted_attention(batch, batch["keep"], front + batch["ids"].shape[1])
+    for layer in losses.WORD_LAYERS:
         assert not wanted[layer][:, :, :front].any()
 
 

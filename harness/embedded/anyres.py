@@ -15,37 +15,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from harness.data import questions, world
 from harness.data.world import GRID, TILE, Picture
 from harness.embedded import packing
+from harness.embedded.checks import count_hits, held_out
 from harness.embedded.common import (
     HIDDEN,
     IMAGE_TOKENS,
     Budget,
-    autocast,
-    load_state,
+    Run,
     normalise,
-    optimiser,
-    save_state,
     seed_everything,
-    set_rate,
-    stream,
+    to_tensors,
+    train_loop,
 )
 from harness.embedded.joint import load_parts
-from harness.embedded.language import (
-    Speaker,
-    answer_loss,
-    assemble,
-    count_hits,
-    exact,
-    forward,
-    grounding_loss,
-    held_out,
-    wanted_attention,
-)
-from harness.embedded.tower import HEADS, PatchHeads, label_loss, to_tensors
+from harness.embedded.losses import answer_loss, grounding_loss, wanted_attention
+from harness.embedded.speaker import Speaker, assemble, exact, forward
+from harness.embedded.tower import HEADS, PatchHeads, label_loss
 
 BUDGET = Budget(steps=280, batch=12, lr=8e-4, warmup=20)
 SIZES = ((112, 112), (112, 224), (224, 112), (224, 224))
@@ -217,57 +205,30 @@ def evaluate_anyres(
     return report
 
 
-def train_anyres(
-    out: Path,
-    seed: int,
-    device: str = "cpu",
-    budget: Budget = BUDGET,
-    resume: bool = True,
-    bf16: bool = True,
-    worker: bool = True,
-    save_every: int = 60,
-    stop_after: int | None = None,
-    check: int = 24,
-) -> dict[str, Any]:
+class Newline(nn.Module):
+    """The learned token that ends a row of tiles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(HIDDEN).normal_(0, 0.3))
+
+
+def train_anyres(out: Path, seed: int, run: Run, budget: Budget = BUDGET) -> dict[str, Any]:
     """Continue from the joint stage; the state lands in `out/anyres.pt`."""
     seed_everything(seed + 4)
-    tower, heads, speaker = load_parts(out, device, "joint")
-    newline = nn.Parameter(torch.zeros(HIDDEN, device=device).normal_(0, 0.3))
-    opt = optimiser([(tower, 0.3), (heads, 0.3), (speaker, 1.0)], budget.lr)
-    opt.add_param_group({"params": [newline], "weight_decay": 0.0, "scale": 1.0})
-    path, start = out / "anyres.pt", 0
-    if resume and path.exists():
-        state = load_state(path)
-        for module, name in ((tower, "tower"), (heads, "heads"), (speaker, "speaker")):
-            module.load_state_dict(state[name])
-        newline.data.copy_(state["newline"])
-        opt.load_state_dict(state["opt"])
-        start = state["step"]
-    last = budget.steps if stop_after is None else min(budget.steps, stop_after)
-    make = partial(anyres_batch, seed=seed, budget=budget)
+    tower, heads, speaker = load_parts(out, run.device, "joint")
+    newline = Newline().to(run.device)
 
-    def save(step: int) -> None:
-        save_state(path, tower=tower.state_dict(), heads=heads.state_dict(), step=step,
-                   speaker=speaker.state_dict(), newline=newline.detach(),
-                   opt=opt.state_dict())  # fmt: skip
-
-    bar = tqdm(stream(make, start, last, worker), "anyres", last, initial=start, mininterval=5)
-    for step, raw in enumerate(bar, start):
-        batch = to_tensors(raw, device)
-        set_rate(opt, budget, step)
+    def loss_of(step: int, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
         ground = max(0.0, 0.5 * (1 - step / (0.55 * budget.steps)))
-        with autocast(device, bf16):
-            loss, shown = anyres_step(tower, heads, speaker, newline, batch, ground)
-        opt.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_([*tower.parameters(), *heads.parameters()], 1.0)
-        nn.utils.clip_grad_norm_([*speaker.parameters(), newline], 1.0)
-        opt.step()
-        if step % 10 == 0:
-            bar.set_postfix(shown)
-        if (step + 1) % save_every == 0 and step + 1 < last:
-            save(step + 1)
-    save(last)
-    scores = evaluate_anyres(tower, speaker, newline, device, check)
-    tqdm.write(f"anyres: {scores}")
-    return {"exact": scores, "steps": last}
+        return anyres_step(tower, heads, speaker, newline.weight, batch, ground)
+
+    last = train_loop(
+        "anyres", out, budget, run,
+        parts={"tower": tower, "heads": heads, "speaker": speaker, "newline": newline},
+        rates={"tower": 0.3, "heads": 0.3}, clip=(("tower", "heads"), ("speaker", "newline")),
+        make=partial(anyres_batch, seed=seed, budget=budget), loss_of=loss_of,
+    )  # fmt: skip
+    few = max(1, run.check // 10)
+    return {"exact": evaluate_anyres(tower, speaker, newline.weight, run.device, few),
+            "steps": last}  # fmt: skip

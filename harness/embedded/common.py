@@ -9,13 +9,17 @@ import queue
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from harness.data import world
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionConfig, LlamaConfig
 
 HIDDEN = 128
 VISION_LAYERS = 5
@@ -37,7 +41,21 @@ class Budget:
     warmup: int = 50
 
 
-def vision_config():
+@dataclass(frozen=True)
+class Run:
+    """How a stage is carried out. `check` is the number of pictures of its last check."""
+
+    device: str = "cpu"
+    resume: bool = True
+    bf16: bool = True
+    worker: bool = True
+    compiled: bool = False
+    save_every: int = 150
+    stop_after: int | None = None
+    check: int = 256
+
+
+def vision_config() -> CLIPVisionConfig:
     from transformers import CLIPVisionConfig
 
     return CLIPVisionConfig(
@@ -47,7 +65,7 @@ def vision_config():
     )  # fmt: skip
 
 
-def text_config(vocab: int):
+def text_config(vocab: int) -> LlamaConfig:
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -97,7 +115,7 @@ def set_rate(opt: torch.optim.Optimizer, budget: Budget, step: int) -> None:
         group["lr"] = budget.lr * factor * group["scale"]
 
 
-def autocast(device: str, enabled: bool):
+def autocast(device: str, enabled: bool) -> torch.autocast:
     return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=enabled)
 
 
@@ -152,3 +170,59 @@ def stream(make: Callable[[int], Any], start: int, stop: int, worker: bool = Tru
             yield item
     finally:
         process.terminate()
+
+
+def to_tensors(batch: dict[str, np.ndarray], device: str) -> dict[str, Tensor]:
+    return {k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in batch.items()}
+
+
+def train_loop(
+    name: str,
+    out: Path,
+    budget: Budget,
+    run: Run,
+    *,
+    parts: dict[str, nn.Module],
+    clip: tuple[tuple[str, ...], ...],
+    make: Callable[[int], dict[str, np.ndarray]],
+    loss_of: Callable[[int, dict[str, Tensor]], tuple[Tensor, dict[str, Any]]],
+    report: Callable[[], Any] | None = None,
+    rates: dict[str, float] | None = None,
+) -> int:
+    """Train `parts` to the end of the budget; returns the last step.
+
+    State goes to `out/<name>.pt` every `run.save_every` steps and is picked up from there. Each
+    group of `clip` has its gradients clipped together; `rates` scales the learning rate of parts.
+    """
+    opt = optimiser([(m, (rates or {}).get(k, 1.0)) for k, m in parts.items()], budget.lr)
+    path, start = out / f"{name}.pt", 0
+    if run.resume and path.exists():
+        state = load_state(path)
+        for key, module in parts.items():
+            module.load_state_dict(state[key])
+        opt.load_state_dict(state["opt"])
+        start = state["step"]
+    last = min(budget.steps, run.stop_after or budget.steps)
+
+    def save(step: int) -> None:
+        weights = {key: module.state_dict() for key, module in parts.items()}
+        save_state(path, opt=opt.state_dict(), step=step, **weights)
+
+    bar = tqdm(stream(make, start, last, run.worker), name, last, initial=start, mininterval=5)
+    for step, raw in enumerate(bar, start):
+        set_rate(opt, budget, step)
+        with autocast(run.device, run.bf16):
+            loss, shown = loss_of(step, to_tensors(raw, run.device))
+        opt.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in clip:
+            nn.utils.clip_grad_norm_([p for k in group for p in parts[k].parameters()], 1.0)
+        opt.step()
+        if step % 20 == 0:
+            bar.set_postfix(shown)
+        if (step + 1) % run.save_every == 0 and step + 1 < last:
+            save(step + 1)
+            if report is not None:
+                tqdm.write(f"{name} step {step + 1}: {report()}")
+    save(last)
+    return last

@@ -14,7 +14,7 @@ from harness.embedded.common import (
     text_config,
     vision_config,
 )
-from harness.embedded.language import Speaker
+from harness.embedded.speaker import Speaker
 from harness.embedded.tokens import BOS, END, IMAGE, PAD, build_processor
 
 

@@ -10,33 +10,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from harness.embedded import packing
+from harness.embedded.checks import evaluate
 from harness.embedded.common import (
     HIDDEN,
     IMAGE_TOKENS,
     Budget,
-    autocast,
+    Run,
     load_state,
     normalise,
-    optimiser,
-    save_state,
     seed_everything,
-    set_rate,
-    stream,
+    train_loop,
 )
-from harness.embedded.language import (
-    Speaker,
-    answer_loss,
-    assemble,
-    evaluate,
-    exact,
-    forward,
-)
-from harness.embedded.tower import PatchHeads, build_tower, patch_loss, to_tensors, tower_gates
+from harness.embedded.losses import answer_loss
+from harness.embedded.speaker import Speaker, assemble, exact, forward
+from harness.embedded.tower import PatchHeads, build_tower, patch_loss, tower_gates
 
 BUDGET = Budget(steps=260, batch=18, lr=8e-4, warmup=30)
 
@@ -75,55 +65,18 @@ def joint_step(
     return answers + 0.5 * patches, shown
 
 
-def train_joint(
-    out: Path,
-    seed: int,
-    device: str = "cpu",
-    budget: Budget = BUDGET,
-    resume: bool = True,
-    bf16: bool = True,
-    worker: bool = True,
-    save_every: int = 100,
-    stop_after: int | None = None,
-    check: int = 256,
-) -> dict[str, Any]:
+def train_joint(out: Path, seed: int, run: Run, budget: Budget = BUDGET) -> dict[str, Any]:
     """Train everything; the state lands in `out/joint.pt`."""
     seed_everything(seed + 3)
-    tower, heads, speaker = load_parts(out, device)
-    opt = optimiser([(tower, 0.5), (heads, 0.5), (speaker, 1.0)], budget.lr)
-    path, start = out / "joint.pt", 0
-    if resume and path.exists():
-        state = load_state(path)
-        for module, name in ((tower, "tower"), (heads, "heads"), (speaker, "speaker")):
-            module.load_state_dict(state[name])
-        opt.load_state_dict(state["opt"])
-        start = state["step"]
-    last = budget.steps if stop_after is None else min(budget.steps, stop_after)
-    make = partial(joint_make, seed=seed, budget=budget)
-
-    def save(step: int) -> None:
-        save_state(path, tower=tower.state_dict(), heads=heads.state_dict(),
-                   speaker=speaker.state_dict(), opt=opt.state_dict(), step=step)  # fmt: skip
-
-    bar = tqdm(stream(make, start, last, worker), "joint", last, initial=start, mininterval=5)
-    for step, raw in enumerate(bar, start):
-        batch = to_tensors(raw, device)
-        set_rate(opt, budget, step)
-        with autocast(device, bf16):
-            loss, shown = joint_step(tower, heads, speaker, batch)
-        opt.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_([*tower.parameters(), *heads.parameters()], 1.0)
-        nn.utils.clip_grad_norm_(speaker.parameters(), 1.0)
-        opt.step()
-        if step % 20 == 0:
-            bar.set_postfix(shown)
-        if (step + 1) % save_every == 0 and step + 1 < last:
-            save(step + 1)
-            tqdm.write(f"joint step {step + 1}: {evaluate(speaker, tower, device, 48)}")
-    save(last)
-    with torch.no_grad():
-        scores = evaluate(speaker, tower, device, check)
-        gates = tower_gates(tower, heads, device, check)
-    tqdm.write(f"joint: {scores} {gates}")
-    return {"exact": scores, "gates": gates, "steps": last}
+    tower, heads, speaker = load_parts(out, run.device)
+    last = train_loop(
+        "joint", out, budget, run,
+        parts={"tower": tower, "heads": heads, "speaker": speaker},
+        rates={"tower": 0.5, "heads": 0.5}, clip=(("tower", "heads"), ("speaker",)),
+        make=partial(joint_make, seed=seed, budget=budget),
+        loss_of=lambda step, batch: joint_step(tower, heads, speaker, batch),
+        report=lambda: evaluate(speaker, tower, run.device, 48),
+    )  # fmt: skip
+    scores = evaluate(speaker, tower, run.device, run.check)
+    return {"exact": scores, "gates": tower_gates(tower, heads, run.device, run.check),
+            "steps": last}  # fmt: skip

@@ -195,7 +195,7 @@ def method_options(method: str, ratio: float) -> dict[str, Any]:
 
 def measure(
     folder: Path,
-    pictures: int = 200,
+    pictures: int = 120,
     ratios: tuple[float, ...] = (0.5, 0.7, 0.9),
     benches: bool = True,
     say: Callable[[str], None] = print,

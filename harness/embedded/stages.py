@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.embedded.common import Budget
+from harness.embedded.common import Budget, Run
 
 
 def _budget(default: Budget, args: argparse.Namespace) -> Budget:
@@ -17,31 +17,20 @@ def _budget(default: Budget, args: argparse.Namespace) -> Budget:
 
 def run(stage: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run one stage; returns what its gates measured."""
-    common = {"out": args.out, "seed": args.seed, "device": args.device, "resume": args.resume}
-    common["bf16"] = not args.fp32
-    if stage == "tower":
-        from harness.embedded import tower
+    from harness.embedded import align, anyres, joint, language, tower
 
-        return tower.train_tower(
-            budget=_budget(tower.BUDGET, args), compiled=args.compile, **common
-        )
-    if stage in ("align", "language"):
-        from harness.embedded import language
-
-        if stage == "align":
-            return language.run_align(budget=_budget(language.ALIGN, args), **common)
-        return language.train_language(budget=_budget(language.BUDGET, args), **common)
-    if stage == "joint":
-        from harness.embedded import joint
-
-        return joint.train_joint(budget=_budget(joint.BUDGET, args), **common)
-    if stage == "anyres":
-        from harness.embedded import anyres
-
-        return anyres.train_anyres(budget=_budget(anyres.BUDGET, args), **common)
-    if stage == "measure":
-        return measure_all(args.out, args.models)
-    return export_all(args.out, args.models)
+    how = Run(args.device, args.resume, bf16=not args.fp32, compiled=args.compile)
+    trainers = {
+        "tower": (tower.train_tower, tower.BUDGET),
+        "align": (align.run_align, align.BUDGET),
+        "language": (language.train_language, language.BUDGET),
+        "joint": (joint.train_joint, joint.BUDGET),
+        "anyres": (anyres.train_anyres, anyres.BUDGET),
+    }
+    if stage in trainers:
+        train, budget = trainers[stage]
+        return train(args.out, args.seed, how, _budget(budget, args))
+    return (measure_all if stage == "measure" else export_all)(args.out, args.models)
 
 
 def measure_all(out: Path, models: Path) -> dict[str, Any]:
@@ -69,6 +58,6 @@ def export_all(out: Path, models: Path) -> dict[str, Any]:
             break
     if (out / "anyres.pt").exists():
         tower, _, speaker = joint.load_parts(out, "cpu", "anyres")
-        newline = common.load_state(out / "anyres.pt")["newline"]
+        newline = common.load_state(out / "anyres.pt")["newline"]["weight"]
         sizes["llava-next"] = export.save_model(models / "llava-next", tower, speaker, newline)
     return {"bytes": sizes}

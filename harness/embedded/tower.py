@@ -15,20 +15,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from harness.data import world
 from harness.embedded.common import (
     HIDDEN,
     Budget,
-    autocast,
-    load_state,
+    Run,
     normalise,
-    optimiser,
-    save_state,
     seed_everything,
-    set_rate,
-    stream,
+    to_tensors,
+    train_loop,
     vision_config,
 )
 
@@ -174,10 +170,6 @@ def patch_loss(
     return total
 
 
-def to_tensors(batch: dict[str, np.ndarray], device: str) -> dict[str, Tensor]:
-    return {k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in batch.items()}
-
-
 @torch.no_grad()
 def tower_gates(tower: nn.Module, heads: PatchHeads, device: str, count: int = 256) -> dict:
     """Accuracies on held-out normal pictures, kept apart because their average hides failures."""
@@ -208,56 +200,21 @@ def tower_gates(tower: nn.Module, heads: PatchHeads, device: str, count: int = 2
     return {name: round(good / max(1, total), 4) for name, (good, total) in hits.items()}
 
 
-def train_tower(
-    out: Path,
-    seed: int,
-    device: str = "cpu",
-    budget: Budget = BUDGET,
-    resume: bool = True,
-    worker: bool = True,
-    bf16: bool = True,
-    compiled: bool = False,
-    save_every: int = 200,
-    stop_after: int | None = None,
-    check: int = 256,
-) -> dict[str, Any]:
-    """Train the tower; the state lands in `out/tower.pt` and a later call picks it up there."""
+def train_tower(out: Path, seed: int, run: Run, budget: Budget = BUDGET) -> dict[str, Any]:
+    """Train the tower and its heads; the state lands in `out/tower.pt`."""
     seed_everything(seed)
-    tower, heads = build_tower().to(device), PatchHeads().to(device)
-    opt = optimiser([(tower, 1.0), (heads, 1.0)], budget.lr)
-    path, start = out / "tower.pt", 0
-    if resume and path.exists():
-        state = load_state(path)
-        tower.load_state_dict(state["tower"])
-        heads.load_state_dict(state["heads"])
-        opt.load_state_dict(state["opt"])
-        start = state["step"]
-    forward = torch.compile(tower) if compiled else tower
-    last = budget.steps if stop_after is None else min(budget.steps, stop_after)
-    make = partial(tower_batch, seed=seed, budget=budget)
-    params = [*tower.parameters(), *heads.parameters()]
+    tower, heads = build_tower().to(run.device), PatchHeads().to(run.device)
+    forward = torch.compile(tower) if run.compiled else tower
 
-    def save(step: int) -> None:
-        save_state(path, tower=tower.state_dict(), heads=heads.state_dict(),
-                   opt=opt.state_dict(), step=step)  # fmt: skip
+    def loss_of(step: int, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
+        seen = forward(pixel_values=normalise(batch["image"]), output_hidden_states=True)
+        loss = patch_loss(heads, seen.hidden_states[-2], batch, pooled=seen.pooler_output)
+        return loss, {"loss": f"{loss.item():.3f}"}
 
-    bar = tqdm(stream(make, start, last, worker), "tower", last, initial=start, mininterval=5)
-    for step, raw in enumerate(bar, start):
-        batch = to_tensors(raw, device)
-        set_rate(opt, budget, step)
-        with autocast(device, bf16):
-            seen = forward(pixel_values=normalise(batch["image"]), output_hidden_states=True)
-            loss = patch_loss(heads, seen.hidden_states[-2], batch, pooled=seen.pooler_output)
-        opt.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(params, 1.0)
-        opt.step()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % save_every == 0 and step + 1 < last:
-            save(step + 1)
-            tqdm.write(f"tower step {step + 1}: {tower_gates(tower, heads, device, 64)}")
-    save(last)
-    gates = tower_gates(tower, heads, device, check)
-    tqdm.write(f"tower gates (want {GATES}): {gates}")
-    return {"gates": gates, "steps": last}
+    last = train_loop(
+        "tower", out, budget, run, parts={"tower": tower, "heads": heads},
+        clip=(("tower", "heads"),), make=partial(tower_batch, seed=seed, budget=budget),
+        loss_of=loss_of, report=lambda: tower_gates(tower, heads, run.device, 64),
+    )  # fmt: skip
+    gates = tower_gates(tower, heads, run.device, run.check)
+    return {"gates": gates, "wanted": GATES, "steps": last}
