@@ -132,7 +132,9 @@ class View:
     def project(self, x: Tensor) -> Tensor:
         """Encoder tokens ``[m, C]`` through the model's projector: ``[m, d]``."""
         if self._project is None:
-            raise MethodError("this model family offers no projector for merged encoder tokens")
+            raise MethodError(
+                "this model's projector does not take tokens one by one; use merge_space=llm"
+            )
         return self._project(x)
 
     def signal(self, name: str) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -67,7 +67,6 @@ class DART(DropOnce):
     title = "DART"
     paper = "arXiv:2502.11494"
     query_aware = True
-    example: ClassVar[Mapping[str, Any]] = {"ratio": 0.5, "pivot_text": 0, "state": "hidden"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

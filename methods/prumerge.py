@@ -85,11 +85,10 @@ class PruMerge(MergingCropMethod):
 
     title = "PruMerge"
     paper = "arXiv:2403.15388"
-    example: ClassVar[Mapping[str, Any]] = {
-        "ratio": 0.5,
+    example: ClassVar[Mapping[str, Any]] = {"ratio": 0.5, "n_neighbours": 8}
+    without_cls: ClassVar[Mapping[str, str]] = {
+        "score_source": "received",
         "source": "feature_layer",
-        "n_neighbours": 8,
-        "merge_space": "llm",
     }
 
     def __post_init__(self) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -51,7 +50,6 @@ class PyramidDrop(LayerMethod):
     title = "PyramidDrop"
     paper = "arXiv:2410.17247"
     query_aware = True
-    example: ClassVar[Mapping[str, Any]] = {"ratio": 0.5, "row": "last"}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))

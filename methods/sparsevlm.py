@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -152,7 +152,6 @@ class SparseVLM(LayerMethod):
     query_aware = True
     merges = True
     presets: ClassVar[Mapping[int, tuple[int, ...]]] = PRESETS
-    example: ClassVar[Mapping[str, Any]] = {"ratio": 0.5, "raters": "last"}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))

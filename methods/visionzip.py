@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,11 +79,6 @@ class VisionZip(MergingCropMethod):
 
     title = "VisionZip"
     paper = "arXiv:2412.04467"
-    example: ClassVar[Mapping[str, Any]] = {
-        "ratio": 0.5,
-        "metric": "features",
-        "merge_space": "llm",
-    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,9 +38,10 @@ from methods.base import (
 from models.errors import PruningUnsupported
 from models.families import CapturedImage, Family, family_of
 from models.families.base import VisionCapture
+from models.layer_signals import RowReading
 from models.packing import attention_mask, gather_rows, pack_left
 from models.record import SampleRecord
-from models.signals import AttentionTap, head_max_columns, row_attention
+from models.signals import AttentionTap
 
 # Contexts open per model, innermost last: only that one acts, the others wait.
 _OPEN: weakref.WeakKeyDictionary[nn.Module, list[_Runtime]] = weakref.WeakKeyDictionary()
@@ -132,6 +133,7 @@ class _Batch:
     layers: dict[int, _Slots] = field(default_factory=dict)
     tapped: tuple[Tensor, Tensor, float] | None = None
     step_positions: Tensor | None = None
+    embeddings: Tensor | None = None  # what entered layer 0, if a method asks for it
     prefilling: bool = True
 
 
@@ -200,7 +202,7 @@ class _Runtime:
         config = self.family.language_model.config
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
             raise PruningUnsupported("text models with sliding-window attention cannot be pruned")
-        if "cls_attention" in self.needs and not self.family.has_cls:
+        if self.needs & {"cls_attention", "last_attention"} and not self.family.has_cls:
             instead = ", ".join(f"{k}={v}" for k, v in self.method.without_cls.items())
             hint = f"; use {instead} instead" if instead else ""
             raise PruningUnsupported(
@@ -403,7 +405,7 @@ class _Runtime:
         return self._shorten(named, embeds, valid, keep, positions)
 
     def _unshortened(self, named: dict[str, Any], embeds: Tensor) -> Any:
-        self._start_slots()
+        self._start_slots(embeds)
         if embeds is named["inputs_embeds"]:
             return None
         named["inputs_embeds"] = embeds
@@ -432,11 +434,13 @@ class _Runtime:
         named["inputs_embeds"] = gather_rows(embeds, order)
         # Never None: without a mask, gapped positions are taken for packed sequences.
         named["attention_mask"] = batch.entry_valid.long()
-        self._start_slots()
+        self._start_slots(named["inputs_embeds"])
         return (), named
 
-    def _start_slots(self) -> None:
+    def _start_slots(self, embeds: Tensor) -> None:
         batch = self.batch
+        if self.needs & {"image_embeddings", "text_embeddings"}:
+            batch.embeddings = embeds
         columns = torch.arange(batch.entry_valid.shape[1], device=batch.entry_valid.device)
         batch.slots = _Slots(
             columns.expand(len(batch.entry_valid), -1), batch.entry_valid, batch.shift
@@ -475,7 +479,12 @@ class _Runtime:
                 mine = columns[offset : offset + len(image.layout)]
                 key = (batch.sample_ids[row], number)
                 tokens = ImageTokens(
-                    source[row, mine], image.layout, key, _once(image.signals), image.pack
+                    source[row, mine],
+                    image.layout,
+                    key,
+                    _once(image.signals),
+                    image.pack,
+                    self.family.project,
                 )
                 picked = method.keep(tokens)
                 alive[offset + picked.indices] = True
@@ -564,7 +573,10 @@ class _Runtime:
         if self._due(number) or batch.layers:
             self._follow(hidden.device)
         if self._due(number):
-            hidden = self._drop(number, hidden)
+            rotation = kwargs["position_embeddings"]
+            if batch.layers:
+                rotation = self._slot_rotation(hidden, rotation)
+            hidden = self._drop(number, hidden, rotation)
         elif not batch.layers:
             return None
         batch.layers[number] = batch.slots
@@ -619,7 +631,7 @@ class _Runtime:
         kwargs["position_ids"] = None
         return args, kwargs
 
-    def _drop(self, layer: int, hidden: Tensor) -> Tensor:
+    def _drop(self, layer: int, hidden: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         batch, started = self.batch, self.run.clock()
         slots = batch.slots
         visual = batch.entry_visual.gather(1, slots.entry) & slots.valid
@@ -627,7 +639,7 @@ class _Runtime:
         changed = None
         for row in range(len(hidden)):
             mine = torch.nonzero(visual[row]).squeeze(1)
-            picked = self._pick(layer, row, mine, hidden)
+            picked = self._pick(layer, row, mine, hidden, rotation)
             if picked is None:
                 continue
             stays = torch.zeros(len(mine), dtype=torch.bool, device=hidden.device)
@@ -648,7 +660,9 @@ class _Runtime:
             record.selection_seconds += seconds
         return gather_rows(hidden, order)
 
-    def _pick(self, layer: int, row: int, mine: Tensor, hidden: Tensor) -> Selection | None:
+    def _pick(
+        self, layer: int, row: int, mine: Tensor, hidden: Tensor, rotation: tuple[Tensor, Tensor]
+    ) -> Selection | None:
         """Which of the row's alive visual slots ``mine`` stay; None keeps all."""
         batch, count = self.batch, self.batch.plans[row][layer]
         if count >= len(mine):
@@ -664,7 +678,7 @@ class _Runtime:
             n_layers=len(self.family.layers),
             alive=ranks,
             n_visual=batch.records[row].visual_tokens,
-            _signal=functools.partial(self._layer_signal, row, mine, hidden),
+            _signal=self._reading(layer, row, mine, hidden, rotation).signal,
         )
         return self.layer_method.checked_select(signals, count)
 
@@ -674,28 +688,30 @@ class _Runtime:
         column = batch.prompt[row][batch.slots.entry[row, mine]]
         return (batch.visual[row].long().cumsum(0) - 1)[column]
 
-    def _layer_signal(self, row: int, mine: Tensor, hidden: Tensor, name: str) -> Tensor:
+    def _reading(
+        self, layer: int, row: int, mine: Tensor, hidden: Tensor, rotation: tuple[Tensor, Tensor]
+    ) -> RowReading:
         batch, slots = self.batch, self.batch.slots
-        if name == "hidden":
-            return hidden[row, mine]
-        if batch.tapped is None:
-            raise PruningUnsupported("the attention of the layer before was not observed")
-        q, k, scaling = (batch.tapped[0][row], batch.tapped[1][row], batch.tapped[2])
-        valid = slots.valid[row]
-        if name == "keys":
-            return k[:, mine].transpose(0, 1)
-        if name == "last_row":
-            last = int(torch.nonzero(valid).max())
-            column = torch.arange(len(valid), device=valid.device)
-            return row_attention(q[:, last], k, scaling, valid & (column <= last))[:, mine]
-        if name in ("cross", "self"):
-            text = valid.clone()
-            text[mine] = False
-            text[: int(mine[0])] = False
-            rows = mine if name == "self" else torch.nonzero(text).squeeze(1)
-            total = head_max_columns(q, k, scaling, valid, rows, mine)
-            return total / len(mine) if name == "self" else total
-        raise PruningUnsupported(f"unknown layer signal '{name}'")
+        positions = batch.entry_positions[row]
+        if self.method.positions == "compact":
+            positions = positions - self._gone(slots)[row].long().cumsum(0)
+        image = torch.nonzero(batch.entry_visual[row]).squeeze(1)
+        text = batch.entry_valid[row] & ~batch.entry_visual[row]
+        text[: int(image[0])] = False
+        tapped = batch.tapped
+        return RowReading(
+            family=self.family,
+            layer=layer,
+            hidden=hidden[row],
+            valid=slots.valid[row],
+            mine=mine,
+            tapped=None if tapped is None else (tapped[0][row], tapped[1][row], tapped[2]),
+            rotation=tuple(r.expand(len(hidden), -1, -1)[row] for r in rotation),
+            positions=positions[slots.entry[row]],
+            embeddings=None if batch.embeddings is None else batch.embeddings[row],
+            image_columns=image,
+            text_columns=torch.nonzero(text).squeeze(1),
+        )
 
     def _note_layer(self, layer: int, row: int, mine: Tensor, picked: Selection) -> None:
         if self.batch.repeats:

@@ -82,9 +82,31 @@ def row_attention(query: Tensor, keys: Tensor, scaling: float, visible: Tensor) 
     return logits.masked_fill(~visible, float("-inf")).softmax(dim=-1)
 
 
+def rows_attention(
+    q: Tensor, k: Tensor, scaling: float, visible: Tensor, rows: Tensor
+) -> Tensor:
+    """Post-softmax causal attention ``[H, R, n]`` of some query positions, in float32.
+
+    Args:
+        q: ``[H, n, dh]``; k: ``[H_kv, n, dh]``; visible: bool ``[n]``; rows: ``[R]``.
+    """
+    repeat = q.shape[0] // k.shape[0]
+    query = q[:, rows].float().reshape(k.shape[0], repeat * len(rows), -1)
+    logits = (query @ k.float().mT * scaling).reshape(q.shape[0], len(rows), -1)
+    hidden = (torch.arange(k.shape[1], device=k.device) > rows[:, None]) | ~visible
+    return logits.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+
+
 def cls_rows(q: Tensor, k: Tensor, scaling: float) -> Tensor:
     """Attention ``[B, H, n]`` of the first query (CLS) of an encoder layer, float32."""
     return (q[:, :, :1].float() @ k.float().mT * scaling).softmax(dim=-1).squeeze(2)
+
+
+def cls_full_width(q: Tensor, k: Tensor) -> Tensor:
+    """Attention ``[B, n]`` of the first query with all heads as one, as wide as the encoder."""
+    keys = k.transpose(1, 2).flatten(2).float()
+    query = q[:, :, 0].flatten(1).float()
+    return (keys @ query[:, :, None]).squeeze(2).mul(keys.shape[-1] ** -0.5).softmax(dim=-1)
 
 
 def received_attention(q: Tensor, k: Tensor, scaling: float, tile: int = 512) -> Tensor:

@@ -108,6 +108,9 @@ class Family(abc.ABC):
     def projector(self) -> nn.Module:
         """Module from encoder tokens to language-model tokens, called once per encoder pass."""
 
+    #: encoder tokens ``[m, C]`` through the projector, where it takes tokens one by one
+    project: Callable[[Tensor], Tensor] | None = None
+
     @abc.abstractmethod
     def images(
         self,

@@ -17,7 +17,7 @@ from models.families.base import (
     grids_layout,
     list_of_layers,
 )
-from models.signals import cls_rows, received_attention
+from models.signals import cls_full_width, cls_rows, received_attention
 
 
 class Llava(Family):
@@ -35,14 +35,22 @@ class Llava(Family):
     def vision_layers(self) -> nn.ModuleList:
         return list_of_layers(self.core.vision_tower)
 
+    def project(self, x: Tensor) -> Tensor:
+        """Encoder tokens ``[m, C]`` as the language model takes them, ``[m, d]``."""
+        projector = self.projector()
+        return projector(x.to(next(projector.parameters()).dtype))
+
     def vision_taps(self, needs: frozenset[str]) -> dict[str, nn.Module]:
-        if not needs & {"cls_attention", "received_attention"}:
-            return {}
         layers, index = self.vision_layers(), self.model.config.vision_feature_layer
         if not isinstance(index, int):
             index = index[-1]
-        # hidden_states[0] are the embeddings, so entry i is the output of layer i - 1.
-        return {"features": layers[index % (len(layers) + 1) - 1].self_attn}
+        taps = {}
+        if needs & {"cls_attention", "received_attention", "vision_keys"}:
+            # hidden_states[0] are the embeddings, so entry i is the output of layer i - 1.
+            taps["features"] = layers[index % (len(layers) + 1) - 1].self_attn
+        if needs & {"last_attention", "last_keys"}:
+            taps["last"] = layers[-1].self_attn
+        return taps
 
     def images(
         self,
@@ -65,17 +73,25 @@ class Llava(Family):
             found["vision_features"] = lambda: capture.projector_input[start:stop]
             found["tile_features"] = lambda: capture.projector_output[start:stop]
         if "features" in capture.attention:
-            q, k, scaling = capture.attention["features"][0]
+            q, k, scaling = _part(capture, "features", start, stop)
             first = int(self.has_cls)
-            found["received_attention"] = lambda: received_attention(
-                q[start:stop], k[start:stop], scaling
-            )[:, first:]
+            found["received_attention"] = lambda: received_attention(q, k, scaling)[:, first:]
+            found["vision_keys"] = lambda: k.mean(1)[:, first:]
             if self.has_cls:
                 # The CLS column goes, nothing is rescaled; heads last.
-                found["cls_attention"] = lambda: cls_rows(
-                    q[start:stop], k[start:stop], scaling
-                )[:, :, 1:].transpose(1, 2)
+                found["cls_attention"] = lambda: cls_rows(q, k, scaling)[:, :, 1:].transpose(1, 2)
+        if "last" in capture.attention and self.has_cls:
+            last_q, last_k, _ = _part(capture, "last", start, stop)
+            found["last_attention"] = lambda: cls_full_width(last_q, last_k)[:, 1:]
+            found["last_keys"] = lambda: last_k.transpose(1, 2).flatten(2)[:, 1:]
         return found
+
+
+def _part(
+    capture: VisionCapture, tap: str, start: int, stop: int
+) -> tuple[Tensor, Tensor, float]:
+    q, k, scaling = capture.attention[tap][0]
+    return q[start:stop], k[start:stop], scaling
 
 
 def _square(n_tokens: int) -> TokenLayout:

@@ -38,7 +38,7 @@ class Qwen2VL(Family):
         return len(self.vision_layers()) - 1
 
     def vision_taps(self, needs: frozenset[str]) -> dict[str, nn.Module]:
-        if "received_attention" not in needs:
+        if not needs & {"received_attention", "vision_keys"}:
             return {}
         return {"features": self.vision_layers()[self.scored_block()].attn}
 
@@ -86,11 +86,17 @@ class Qwen2VL(Family):
             ]
             return merged(torch.cat(calls))
 
+        def keys() -> Tensor:
+            # Rotated, as the attention compares them; mean over heads and patches.
+            calls = [k[0].mean(0) for _, k, _ in capture.attention["features"]]
+            return merged(torch.cat(calls))
+
         found: dict[str, Callable[[], Tensor]] = {"tile_features": lambda: own.unflatten(0, shape)}
         if capture.projector_input is not None:
             found["vision_features"] = lambda: merged(capture.projector_input)
         if "features" in capture.attention:
             found["received_attention"] = received
+            found["vision_keys"] = keys
         return found
 
 

@@ -15,6 +15,7 @@ from models.oracle import masked
 from tests import tiny
 
 TOLERANCE = 1e-4
+CLS = {"cls_attention", "last_attention"}
 
 
 def built(name: str, family: str, **changes: object) -> methods.PruningMethod:
@@ -22,12 +23,14 @@ def built(name: str, family: str, **changes: object) -> methods.PruningMethod:
     cls = methods.get(name)
     options = {**cls.example, **changes}
     one = methods.build(name, **options)
-    if "cls_attention" in one.needs and family not in tiny.WITH_CLS:
+    if CLS & set(one.needs) and family not in tiny.WITH_CLS:
         if not cls.without_cls:
             pytest.skip(f"{name} needs a CLS token, which {family} does not have")
         options.update(cls.without_cls)
     if family in tiny.M_ROPE:
         options["positions"] = "original"
+        if "merge_space" in one.options():
+            options["merge_space"] = "llm"
     if getattr(one, "scope", "") == "per_tile" and family == "llava_onevision":
         options["scope"] = "per_view"
     return methods.build(name, **options)
@@ -187,7 +190,7 @@ def test_the_method_says_what_it_is(method):
 def test_a_missing_cls_token_is_refused_naming_the_substitute(method):
     cls = methods.get(method)
     one = methods.build(method, **{**cls.example, "positions": "original"}, **_unpadded(cls))
-    if "cls_attention" not in one.needs:
+    if not CLS & set(one.needs):
         pytest.skip("reads no CLS token")
     with (
         pytest.raises(PruningUnsupported, match="CLS") as caught,
