@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from harness import explain, known, settings, several
@@ -22,12 +20,14 @@ from harness.errors import ConfigError, HarnessError, one_line
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 _failed: list[Exception] = []  # of a single run, on its way past Hydra
+# Our launchers bear the names Hydra and submitit gave theirs: that is meant.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")
 OmegaConf.register_new_resolver("repo", lambda path: str(ROOT / path), replace=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``python run.py <argv>``; the return value is the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _with_own_method(list(sys.argv[1:] if argv is None else argv))
     debug = any(a.lower() in ("debug=true", "debug=1") for a in arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand us the exception instead of printing it
     _failed.clear()
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _hydra_main(several.arguments(arguments))
         if _failed:
             raise _failed.pop()
-        return _Sweep.report()
+        return _report()
     except KeyboardInterrupt:
         print("interrupted: the same command continues at the next sample", file=sys.stderr)
         return 130
@@ -45,6 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         text, status = _describe(error, arguments)
         print(f"error: {text}", file=sys.stderr)
         return status
+
+
+def _with_own_method(arguments: list[str]) -> list[str]:
+    """``method._target_=...`` alone means the group entry that takes any class."""
+    own = any(a.startswith("method._target_=") for a in arguments)
+    chosen = any(a.startswith("method=") for a in arguments)
+    return ["method=custom", *arguments] if own and not chosen else arguments
 
 
 def _describe(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
@@ -65,37 +72,11 @@ def _hydra_main(arguments: Sequence[str]) -> None:
 
 
 def _job(cfg: DictConfig) -> None:
-    """One Hydra job. In a sweep a failure is noted and the other jobs go on."""
-    if HydraConfig.get().mode != RunMode.MULTIRUN:
-        try:
-            _all(cfg, several.parts(cfg))
-        except Exception as error:  # Hydra would print a line of its own; main() explains it
-            _failed.append(error)
-        return
-    sweep = _Sweep(Path(HydraConfig.get().sweep.dir))
-    # What distinguishes this job; options common to all stand in the command already.
-    varying = [o for o in HydraConfig.get().overrides.task if o not in sys.argv]
-    number = HydraConfig.get().job.num
-    parts = several.parts(cfg)
-    for part in parts:
-        own = [*varying, f"bench={part.bench}"] if len(parts) > 1 else varying
-        _note(sweep, number, " ".join(own) or "the only job", part)
-
-
-def _note(sweep: _Sweep, number: int, overrides: str, part: several.Part) -> None:
-    """Run one part of a sweep and note what came out."""
-    print(f"[{number}] {overrides}", flush=True)
+    """A single run. The jobs of a multirun are run by our launchers, see ``harness.sweep``."""
     try:
-        result = _run(part, sweep=True)
-        if result is not None:  # None: another process of the group tells
-            is_cell = part.config.task == "cell"
-            sweep.note(number, overrides, **({"result": result} if is_cell else {}))
-    except Exception as error:
-        if part.config.get("debug"):
-            traceback.print_exc()
-        reason, _ = _describe(error, sys.argv[1:])
-        print(f"[{number}] error: {reason}", file=sys.stderr, flush=True)
-        sweep.note(number, overrides, error=reason)
+        _all(cfg, several.parts(cfg))
+    except Exception as error:  # Hydra would print a line of its own; main() explains it
+        _failed.append(error)
 
 
 def _all(cfg: DictConfig, parts: Sequence[several.Part]) -> None:
@@ -105,7 +86,7 @@ def _all(cfg: DictConfig, parts: Sequence[several.Part]) -> None:
         if len(parts) > 1:
             print(f"bench={part.bench}", flush=True)
         try:
-            results.append(_run(part, sweep=False))
+            results.append(run_part(part, sweep=False))
         except Exception as error:
             if len(parts) == 1:
                 raise
@@ -119,7 +100,8 @@ def _all(cfg: DictConfig, parts: Sequence[several.Part]) -> None:
         raise HarnessError(f"{len(failed)} of {len(parts)} benchmarks failed: {', '.join(failed)}")
 
 
-def _run(part: several.Part, *, sweep: bool) -> dict[str, Any] | None:
+def run_part(part: several.Part, *, sweep: bool) -> dict[str, Any] | None:
+    """Run one cell (or other task) of a composed config; its stored result."""
     config = OmegaConf.to_container(part.config, resolve=True, throw_on_missing=True)
     _check_keys(config, part.choices)
     config["choices"] = {group: part.choices.get(group) for group in ("model", "bench")}
@@ -192,42 +174,19 @@ def _shown_path(path: str) -> str:
 
 
 class SweepStart(Callback):
-    """Hydra callback: the process that starts a multirun learns where its outcomes will lie."""
+    """Hydra callback: a multirun begins, and its outcomes will lie in this folder."""
+
+    folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        _Sweep.current = Path(config.hydra.sweep.dir) / _Sweep.NAME
+        SweepStart.folder = Path(config.hydra.sweep.dir)
 
 
-class _Sweep:
-    """Outcomes of a multirun, in a file, because jobs may run in other processes."""
+def _report() -> int:
+    """Show what a multirun did; 0 if every job went well. Nothing after a single run."""
+    folder, SweepStart.folder = SweepStart.folder, None
+    if folder is None:
+        return 0
+    from harness.sweep.report import report
 
-    NAME = "outcomes.jsonl"
-    current: Path | None = None
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.file = folder / self.NAME
-
-    def note(self, number: int, overrides: str, **outcome: Any) -> None:
-        line = json.dumps({"job": number, "overrides": overrides, **outcome}) + "\n"
-        descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.write(descriptor, line.encode())
-        os.close(descriptor)
-
-    @classmethod
-    def report(cls) -> int:
-        """Show what a multirun did; 0 if every job went well. Nothing after a single run."""
-        if cls.current is None:
-            return 0
-        if not cls.current.exists():
-            raise HarnessError(f"no job of the sweep got as far as {cls.current}")
-        outcomes = [json.loads(line) for line in cls.current.read_text().splitlines()]
-        cls.current = None
-        unique = {o["result"]["key"]: o["result"] for o in outcomes if "result" in o}
-        if unique:
-            _show(list(unique.values()))
-        failed = [o for o in outcomes if "error" in o]
-        for outcome in failed:
-            print(f"failed: [{outcome['job']}] {outcome['overrides']}: {outcome['error']}",
-                  file=sys.stderr)  # fmt: skip
-        return 1 if failed else 0
+    return report(folder, _show)

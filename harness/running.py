@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from harness import benches, meter, provenance, ranks
+from harness import benches, lease, meter, provenance, ranks
 from harness.cell import method_options
 from harness.display import Progress, say
 from harness.engines.base import ShareAnswered
@@ -36,10 +37,37 @@ def run_cell(prepared: Prepared) -> dict[str, Any] | None:
     method = build_method(prepared.config)
     _check_schedule(method, prepared.checkpoint.config)
     group = ranks.join()
-    if group is None:
+    with _leased(prepared, store, group):
+        if group is not None:
+            return _compute_together(group, prepared, store, method)
+        stored = store.result()  # somebody may have finished it before the lease was ours
+        if stored is not None and not prepared.config["force"]:
+            return {**stored, "directory": str(store.folder)}
         _open(prepared, store)
         return _compute(prepared, store, method)
-    return _compute_together(group, prepared, store, method)
+
+
+@contextlib.contextmanager
+def _leased(prepared: Prepared, store: Store, group: ranks.Ranks | None) -> Iterator[None]:
+    """The cell for this process, or for its group; raises :class:`lease.Busy` in all of them."""
+    if group is not None and not group.first:
+        if not group.agree():
+            raise lease.Busy(f"{store.folder}: computed right now by another process")
+        yield
+        return
+    try:
+        held = lease.acquire(store.folder, prepared.config["sweep"]["lease_s"])
+    except lease.Busy:
+        if group is not None:
+            group.agree(False)
+        raise
+    if group is not None:
+        group.agree(True)
+    store.guard = held.check
+    try:
+        yield
+    finally:
+        held.release(store.result_file.exists())
 
 
 def _open(prepared: Prepared, store: Store) -> None:
@@ -176,7 +204,7 @@ def _answer(
         raise HarnessError(str(error)) from error
     meter.reset_peak_memory(vlm.device)
     engine = engines.get(config["engine"]["name"])
-    with Journal(journal_file) as journal, prune(vlm.model, method) as run:
+    with Journal(journal_file, store.guard) as journal, prune(vlm.model, method) as run:
         job = Job(
             bench=config["bench"],
             engine=config["bench"]["engines"][config["engine"]["name"]],

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class Store:
     def __init__(self, results: Path, cell: Cell) -> None:
         self.cell = cell
         self.folder = Path(results) / "runs" / cell.directory
+        # Called before anything is written; raises when another process has taken the cell over.
+        self.guard: Callable[[], None] = _unguarded
 
     @property
     def result_file(self) -> Path:
@@ -81,19 +83,26 @@ class Store:
 
     def finish(self, samples: Iterable[dict[str, Any]], result: dict[str, Any]) -> None:
         """Replace the journal by the scored samples, then write the result."""
+        self.guard()
         lines = "".join(_line(entry) for entry in samples)
         write_atomic(self.journal_file, lines)
         write_atomic(self.result_file, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
+def _unguarded() -> None:
+    """Nobody else can be there."""
+
+
 class Journal:
     """Appends samples: one ``write`` on an O_APPEND descriptor each, so a kill loses no line."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, guard: Callable[[], None] = _unguarded) -> None:
+        self._guard = guard
         drop_torn_line(path)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def append(self, entry: dict[str, Any]) -> None:
+        self._guard()
         data = _line(entry).encode()
         written = os.write(self._descriptor, data)
         if written != len(data):

@@ -1,0 +1,203 @@
+"""Where the jobs of a sweep run: in this process, in local ones, on SLURM."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from harness import ranks
+from harness.errors import HarnessError
+from harness.sweep import plan as plans
+from harness.sweep import slurm
+from harness.sweep.worker import work
+
+
+def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
+    """Plan the cells of a multirun and run them as the launcher says."""
+    from hydra.core.utils import JobReturn, JobStatus, setup_globals
+
+    setup_globals()
+    items = _items(launcher, job_overrides, first)
+    if launcher.where != "here":
+        items = plans.without_copies(items)
+    settings = launcher.config.sweep
+    jobs = plans.divide(items, settings.group_by, settings.cells_per_job)
+    folder = Path(str(launcher.config.hydra.sweep.dir)).absolute()
+    if first:  # sweeper.max_batch_size: each batch is a plan of its own
+        folder = folder / f"from-{first}"
+    plan = plans.Plan(folder, tuple(items), tuple(jobs), " ".join(sys.argv[1:]))
+    if not ranks.secondary():
+        plan.save()
+    options = {k: _plain(v) for k, v in launcher.options.items()}
+    WAYS[launcher.where](plan, options)
+    made = [JobReturn(overrides=list(o), status=JobStatus.COMPLETED) for o in job_overrides]
+    for one in made:
+        one.return_value = None
+    return made
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _items(
+    launcher: Any, job_overrides: Sequence[Sequence[str]], first: int
+) -> list[plans.Item]:  # fmt: skip
+    from hydra.core.hydra_config import HydraConfig
+
+    from harness import several
+
+    items = []
+    outer = HydraConfig.instance().cfg
+    common = set.intersection(*(set(o) for o in job_overrides))
+    for number, overrides in enumerate(job_overrides, first):
+        cfg = launcher.hydra_context.config_loader.load_sweep_config(
+            launcher.config, list(overrides)
+        )
+        with open_dict(cfg):
+            cfg.hydra.job.id = cfg.hydra.job.num = number
+        HydraConfig.instance().set_config(cfg)
+        try:
+            parts = several.parts(_task_config(cfg))
+            varying = [o for o in overrides if o not in common]
+            for part in parts:
+                own = [*varying, f"bench={part.bench}"] if len(parts) > 1 else varying
+                items.append(_item(number, " ".join(own) or "the only job", part))
+        finally:
+            HydraConfig.instance().cfg = outer
+    return items
+
+
+def _task_config(cfg: DictConfig) -> DictConfig:
+    task = copy.deepcopy(cfg)
+    with read_write(task), open_dict(task):
+        del task["hydra"]
+    return task
+
+
+def _item(number: int, overrides: str, part: Any) -> plans.Item:
+    config = OmegaConf.to_container(part.config, resolve=True, throw_on_missing=True)
+    choices = {k: v for k, v in part.choices.items() if not k.startswith("hydra/")}
+    key = directory = None
+    if config["task"] == "cell":
+        key, directory = _where(config)
+    return plans.Item(number, overrides, part.bench, config, choices, key, directory)
+
+
+def _where(config: dict[str, Any]) -> tuple[str | None, str | None]:
+    """Key and directory of a cell as this machine sees it; what is wrong with it, the job tells."""
+    from harness import settings
+    from harness.store import Store
+
+    try:
+        prepared = settings.prepare(config, sweep=True)
+    except Exception:
+        return None, None
+    return prepared.cell.key, str(Store(prepared.results, prepared.cell).folder.absolute())
+
+
+def _here(plan: plans.Plan, options: dict[str, Any]) -> None:
+    for places in plan.jobs:
+        work(plan, places)
+
+
+def _joblib(plan: plans.Plan, options: dict[str, Any]) -> None:
+    """Threads that each watch a process: a process pool loses the others' work with one death."""
+    from joblib import Parallel, delayed
+
+    run = delayed(_supervised)
+    Parallel(n_jobs=options["n_jobs"], backend="threading")(
+        run(plan, job) for job in range(len(plan.jobs))
+    )
+
+
+def _supervised(plan: plans.Plan, job: int) -> None:
+    logs = plan.folder / "logs"
+    logs.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "harness.sweep.supervisor", str(plan.folder), str(job)]
+    with (logs / f"job-{job}.log").open("a") as log:
+        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=slurm.ROOT, check=False)
+
+
+class Job:
+    """What submitit runs: one job of a plan; queued again when time runs out or it must yield."""
+
+    def __init__(self, folder: Path, job: int) -> None:
+        self.folder, self.job = folder, job
+
+    def __call__(self) -> int:
+        from harness.sweep.supervisor import supervise
+
+        return supervise(self.folder, self.job)
+
+    def checkpoint(self) -> Any:
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+_SHARED = (
+    "timeout_min", "gpus_per_node", "cpus_per_task", "mem_gb", "name", "tasks_per_node", "nodes",
+    "stderr_to_stdout",
+)  # fmt: skip
+
+
+def _submitit(cluster: str, plan: plans.Plan, options: dict[str, Any]) -> None:
+    import submitit
+
+    options = {k: v for k, v in options.items() if v is not None}
+    folder, extra = options.pop("submitit_folder"), {}
+    if cluster == "slurm":
+        slurm.check_accounting()
+        extra["slurm_max_num_timeout"] = options.pop("max_num_timeout")
+    executor = submitit.AutoExecutor(folder, cluster=cluster, **extra)
+    executor.update_parameters(
+        **{k if k in _SHARED else f"{cluster}_{k}": v for k, v in options.items()}
+    )
+    with executor.batch():
+        jobs = [executor.submit(Job(plan.folder, number)) for number in range(len(plan.jobs))]
+    print(f"jobs: {', '.join(job.job_id for job in jobs)}; logs: {folder}", flush=True)
+    for job in jobs:
+        try:
+            job.result()
+        except Exception as error:  # the cells it did not come to are listed with the failed ones
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else error
+            print(f"job {job.job_id}: {reason}; {job.paths.stderr}", file=sys.stderr, flush=True)
+
+
+def _local(plan: plans.Plan, options: dict[str, Any]) -> None:
+    _submitit("local", plan, options)
+
+
+def _slurm(plan: plans.Plan, options: dict[str, Any]) -> None:
+    _need("sbatch")
+    _submitit("slurm", plan, options)
+
+
+def _array(plan: plans.Plan, options: dict[str, Any]) -> None:
+    _need("sbatch")
+    slurm.submit(plan, options)
+
+
+def _need(program: str) -> None:
+    if shutil.which(program) is None:
+        raise HarnessError(
+            f"{program} is not on the PATH: no SLURM here; hydra/launcher=basic, joblib or "
+            "submitit_local run on this machine"
+        )
+
+
+WAYS = {
+    "here": _here,
+    "joblib": _joblib,
+    "submitit_local": _local,
+    "submitit_slurm": _slurm,
+    "slurm_array": _array,
+}

@@ -1,0 +1,60 @@
+"""What became of the cells of a sweep: one small file per cell, replaced by rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from harness.store import write_atomic
+
+DONE, FAILED, RUNNING = "done", "failed", "running"
+
+
+class Outcomes:
+    """The ``cells`` folder of a sweep."""
+
+    def __init__(self, sweep: Path) -> None:
+        self.folder = Path(sweep) / "cells"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def note(self, name: int | str, state: str, **content: Any) -> None:
+        """Write what is known about a cell now; replaces what was known before."""
+        entry = {"state": state, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_worker(), **content}
+        write_atomic(self.folder / f"{name}.json", json.dumps(entry) + "\n")
+
+    def get(self, name: int | str) -> dict[str, Any] | None:
+        """What is known about one cell."""
+        try:
+            return json.loads((self.folder / f"{name}.json").read_text())
+        except FileNotFoundError:
+            return None
+
+    def settled(self, name: int | str) -> bool:
+        """True if nothing is left to do for a cell in this sweep."""
+        entry = self.get(name)
+        return entry is not None and entry["state"] in (DONE, FAILED)
+
+    def crashed(self, name: int | str) -> int:
+        """Count one more worker that died on this cell; returns how many did."""
+        file = self.folder / f"{name}.crashes"
+        count = int(file.read_text()) + 1 if file.exists() else 1
+        write_atomic(file, str(count))
+        return count
+
+    def all(self) -> dict[str, dict[str, Any]]:
+        """Every cell that was at least begun, by name."""
+        files = sorted(self.folder.glob("*.json"), key=lambda f: (len(f.stem), f.stem))
+        return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+def _worker() -> dict[str, Any]:
+    found = {"host": socket.gethostname(), "pid": os.getpid()}
+    if job := os.environ.get("SLURM_JOB_ID"):
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        found["slurm"] = f"{array}_{task}" if array else job
+        found["restart"] = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    return found

@@ -1,0 +1,67 @@
+"""What a sweep did, shown by the process that started it: a table, what failed, a summary line."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import ranks
+from harness.sweep import plan as plans
+from harness.sweep import slurm
+from harness.sweep.outcomes import DONE, FAILED, Outcomes
+
+Entry = tuple[plans.Item, dict[str, Any] | None]
+
+
+def report(folder: Path, show: Callable[[Sequence[dict[str, Any]]], None]) -> int:
+    """Print the outcomes of the sweep in ``folder``; 0 if every cell is done or was submitted."""
+    found = [file.parent for file in sorted(Path(folder).glob(f"**/{plans.FILE}"))]
+    if ranks.secondary() or not found:
+        return 0
+    jobs = [f / slurm.JOB_FILE for f in found if (f / slurm.JOB_FILE).exists()]
+    if jobs:
+        return _submitted(found, jobs)
+    entries = [entry for one in found for entry in _entries(one)]
+    results = [o["result"] for _, o in entries if o and "result" in o]
+    unique = {result["key"]: result for result in results}
+    if unique:
+        show(list(unique.values()))
+    return _verdict(entries, folder)
+
+
+def _submitted(folders: Sequence[Path], jobs: Sequence[Path]) -> int:
+    cells = sum(len(plans.load(folder).items) for folder in folders)
+    numbers = ", ".join(job.read_text().strip() for job in jobs)
+    print(f"submitted: SLURM job {numbers}, {cells} cells; logs: {folders[0]}/logs")
+    print(f"status: python scripts/submit.py --status {shlex.quote(str(folders[0]))}", flush=True)
+    return 0
+
+
+def _entries(folder: Path) -> list[Entry]:
+    outcomes = Outcomes(folder)
+    return [(item, outcomes.get(place)) for place, item in enumerate(plans.load(folder).items)]
+
+
+def _verdict(entries: Sequence[Entry], folder: Path) -> int:
+    bad = 0
+    for item, outcome in entries:
+        state = outcome["state"] if outcome else None
+        if state == DONE:
+            continue
+        bad += 1
+        reason = outcome["error"] if state == FAILED else _unfinished(outcome, folder)
+        log = (outcome or {}).get("log")
+        where = f" (log: {log})" if log else ""
+        print(f"failed: [{item.number}] {item.overrides}: {reason}{where}", file=sys.stderr)
+    seconds = sum((o or {}).get("seconds", 0.0) for _, o in entries)
+    good = len(entries) - bad
+    print(f"sweep: {len(entries)} cells, {good} done, {bad} failed, {seconds:.0f} s of work")
+    return 1 if bad else 0
+
+
+def _unfinished(outcome: dict[str, Any] | None, folder: Path) -> str:
+    begun = "its worker ended in the middle" if outcome else "no worker came to it"
+    return f"{begun}; the same command continues (logs below {folder})"

@@ -1,0 +1,95 @@
+"""Keeps one job going: starts its worker again when it dies, sets a cell aside that kills it.
+
+A process of its own, without torch, so that running out of memory takes the worker and not this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.sweep import plan as plans
+from harness.sweep.outcomes import FAILED, RUNNING, Outcomes
+from harness.sweep.worker import SOME_FAILED
+
+CRASHES = 2  # workers that may die on one cell before it counts as failed
+REQUEUE = 75  # exit status of a supervisor that was told to make room: run the job again
+
+
+class Stopped(Exception):
+    """SLURM wants the node back, or the time is over."""
+
+
+def supervise(folder: Path, job: int) -> int:
+    """Run workers until the job is settled: 0 if all cells are done, 1 if some failed."""
+    plan = plans.load(folder)
+    while True:
+        process = _start(folder, job)
+        try:
+            status = process.wait()
+        except BaseException:
+            _end(process)
+            raise
+        if status in (0, SOME_FAILED):
+            return int(status == SOME_FAILED)
+        _blame(plan, job, process.pid, status)
+
+
+def _start(folder: Path, job: int) -> subprocess.Popen:
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-m", "harness.sweep.worker", str(folder), str(job)],
+        env={**os.environ, "PYTHONPATH": path},
+        # SLURM sends its warning to every process of a step; the worker and what it starts would
+        # die of it. The supervisor decides.
+        preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
+    )
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.kill()  # every answered sample is on disk already
+    process.wait()
+
+
+def _blame(plan: plans.Plan, job: int, pid: int, status: int) -> None:
+    """Note on which cell a worker died; after some deaths the cell is a failed one."""
+    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    outcomes = Outcomes(plan.folder)
+    for place in plan.jobs[job]:
+        entry = outcomes.get(place)
+        if entry and entry["state"] == RUNNING and entry["pid"] == pid:
+            count = outcomes.crashed(place)
+            print(f"[{plan.items[place].number}] worker died ({how})", file=sys.stderr, flush=True)
+            if count >= CRASHES:
+                error = f"{count} workers died on it ({how}; out of memory?)"
+                outcomes.note(place, FAILED, error=error, log=None)
+            return
+    raise SystemExit(f"error: the worker of job {job} died before its first cell ({how})")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m harness.sweep.supervisor FOLDER JOB``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("job", type=int)
+    options = parser.parse_args(argv)
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    signal.signal(signal.SIGUSR2, stop)
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        return supervise(options.folder, options.job)
+    except Stopped:
+        return REQUEUE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""One process, one job: its cells one after another, the model loaded once.
+
+A cell that fails is noted and the next one begins. A cell that another process computes is left for
+later, and its result taken over from there, or its work if that process dies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import lease, ranks
+from harness.errors import HarnessError, one_line
+from harness.sweep import plan as plans
+from harness.sweep.outcomes import DONE, FAILED, RUNNING, Outcomes
+
+SOME_FAILED = 3  # exit status; 1 is what Python itself gives when a worker breaks
+POLL = 5.0  # seconds between two looks at a cell that somebody else computes
+Runner = Callable[[plans.Item], dict[str, Any] | None]
+
+
+def work(plan: plans.Plan, places: Sequence[int], run: Runner | None = None) -> int:
+    """Work off the items at ``places``; 0 if all of them are done, SOME_FAILED if not."""
+    run, outcomes = run or run_item, Outcomes(plan.folder)
+    left = [place for place in places if not outcomes.settled(place)]
+    waiting: list[int] = []
+    for place in left:
+        if not _attempt(plan, place, run, outcomes):
+            waiting.append(place)
+    while waiting:
+        time.sleep(POLL)
+        waiting = [place for place in waiting if not _attempt(plan, place, run, outcomes, True)]
+    failed = any((outcomes.get(place) or {}).get("state") == FAILED for place in places)
+    return SOME_FAILED if failed else 0
+
+
+def _attempt(
+    plan: plans.Plan, place: int, run: Runner, outcomes: Outcomes, again: bool = False
+) -> bool:
+    """Run one cell and note what came out; False if somebody else is at it."""
+    item = plan.items[place]
+    if not again:
+        print(f"[{item.number}] {item.overrides}", flush=True)
+    note = _silent if ranks.secondary() else outcomes.note
+    note(place, RUNNING)
+    start = time.perf_counter()
+    try:
+        result = run(item)
+    except (lease.Busy, lease.Lost) as error:
+        if not again:
+            print(f"[{item.number}] later: {error}", flush=True)
+        return False
+    except Exception as error:
+        if item.config.get("debug"):
+            traceback.print_exc()
+        reason = _reason(error)
+        print(f"[{item.number}] error: {reason}", file=sys.stderr, flush=True)
+        note(place, FAILED, error=reason, log=_log(item))
+        return True
+    seconds = round(time.perf_counter() - start, 2)
+    shown = result if item.config["task"] == "cell" else None
+    note(place, DONE, seconds=seconds, **({"result": shown} if shown else {}))
+    return True
+
+
+def _silent(*_: object, **__: object) -> None:
+    """Another process of the group tells."""
+
+
+def run_item(item: plans.Item) -> dict[str, Any] | None:
+    """Run a planned cell as the command line would."""
+    from omegaconf import OmegaConf
+
+    from harness import cli, several
+
+    return cli.run_part(
+        several.Part(item.bench, OmegaConf.create(item.config), item.choices), sweep=True
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HarnessError):
+        return one_line(error)
+    return f"{one_line(error)} (debug=true shows where)"
+
+
+def _log(item: plans.Item) -> str | None:
+    """The cell's own log if it came so far."""
+    if item.directory is None:
+        return None
+    file = Path(item.directory) / "log.txt"
+    return str(file) if file.exists() else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m harness.sweep.worker FOLDER JOB``: started by the supervisor."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("job", type=int)
+    options = parser.parse_args(argv)
+    plan = plans.load(options.folder)
+    return work(plan, plan.jobs[options.job])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
