@@ -1,0 +1,77 @@
+"""Methods that live in other packages: by class path, and by entry point."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULE = '''
+from dataclasses import dataclass
+from methods import TokenMethod, register
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstTokens(TokenMethod):
+    """Keeps the first tokens of each view."""
+
+    title = "first"
+    power: float = 1.0
+
+    def score(self, view):
+        return -view.index.float() ** self.power
+'''
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A directory that looks like an installed package with an entry point."""
+    (tmp_path / "elsewhere.py").write_text(MODULE)
+    info = tmp_path / "elsewhere-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+    group = "[visual_token_pruning.methods]\nfirst_tokens = elsewhere:FirstTokens\n"
+    (info / "entry_points.txt").write_text(group)
+    return tmp_path
+
+
+def run(package: Path, *command: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{ROOT}"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+
+
+def test_an_entry_point_is_found_by_the_registry(package):
+    code = "import methods; m = methods.build('first_tokens', ratio=0.5, power=2); print(m.name)"
+    done = run(package, "-c", code)
+    assert done.stdout.strip() == "first_tokens", done.stderr
+
+
+@pytest.mark.slow
+def test_a_class_path_runs_from_the_command_line(package):
+    done = run(
+        package, "run.py", "method._target_=elsewhere.FirstTokens", "+method.power=2", "ratio=0.5",
+        "bench.limit=4", f"paths.results={package / 'results'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(next((package / "results").glob("runs/**/result.json")).read_text())
+    assert result["method"] == "FirstTokens"
+    assert result["identity"]["method"]["power"] == 2
+    assert result["counters"]["removal"] == pytest.approx(0.5)
+
+
+@pytest.mark.slow
+def test_a_wrong_option_of_an_outside_method_names_the_nearest(package):
+    done = run(
+        package, "run.py", "method._target_=elsewhere.FirstTokens", "+method.powr=2", "ratio=0.5",
+        f"paths.results={package / 'results'}",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "did you mean 'power'" in done.stderr and "Traceback" not in done.stderr
