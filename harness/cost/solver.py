@@ -1,0 +1,221 @@
+"""Equal budgets: the ratio at which a method costs what was asked, instead of a ratio.
+
+``budget.flops=0.4`` is the share of the unpruned prefill under ``budget.convention``,
+``budget.mean_tokens=128`` the visual tokens per layer, mean over layers, and ``budget.latency=0.8``
+the predicted seconds to the first token. All of them hold for one reference prompt, an image of
+``image_size`` among ``text_tokens`` tokens, so every row of a table meets the same target on it.
+
+Only ``ratio`` is searched. Each method turns it into knobs of its own (FastV its R, Sequential
+Prune its R and steps, FitPrune its recipe); what those cannot reach is an error that names the
+nearest target they can.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import ConfigError, unknown
+
+TOLERANCE = 0.01  # of the target
+KINDS = ("flops", "mean_tokens", "latency")
+_GRID = 64
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A target: ``kind`` of :data:`KINDS`, its value, and the convention FLOPs are counted in."""
+
+    kind: str
+    value: float
+    convention: str
+
+    def __str__(self) -> str:
+        named = f" ({self.convention})" if self.kind == "flops" else ""
+        return f"budget.{self.kind}={self.value:g}{named}"
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A ratio, and what the method costs there in the unit of the budget."""
+
+    ratio: float
+    achieved: float
+
+
+def budget_of(config: dict[str, Any]) -> Budget | None:
+    """The budget of a config, checked; None if none was asked for. No torch.
+
+    Raises:
+        ConfigError: two budgets, a budget beside a ratio, or a value out of range.
+    """
+    given = config.get("budget") or {}
+    asked = [kind for kind in KINDS if given.get(kind) is not None]
+    if not asked:
+        return None
+    if len(asked) > 1:
+        raise ConfigError(f"give one budget: budget.{asked[0]} or budget.{asked[1]}")
+    kind, value = asked[0], given[asked[0]]
+    if config["ratio"] is not None:
+        raise ConfigError(f"give ratio or budget.{kind}, not both: the budget decides the ratio")
+    if config["method"]["name"] == "none":
+        raise ConfigError(f"method=none removes nothing, so budget.{kind} cannot be met")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise ConfigError(f"budget.{kind} must be a number > 0: got {value!r}")
+    if kind == "flops" and value >= 1:
+        raise ConfigError(f"budget.flops is a share of the unpruned prefill, in (0, 1): {value!r}")
+    from harness.cost.conventions import CONVENTIONS
+
+    convention = given.get("convention", "flops")
+    if convention not in CONVENTIONS:
+        raise ConfigError("budget.convention: " + unknown("convention", convention, CONVENTIONS))
+    return Budget(kind, float(value), convention)
+
+
+def resolve(config: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The config with the budget's ratio in place; unchanged without a budget.
+
+    Raises:
+        ConfigError: the budget is malformed or infeasible for this method and model.
+    """
+    budget = budget_of(config)
+    if budget is None:
+        return config
+    found = solve(budget, _costs(config, budget), f"method={config['method']['name']}")
+    where = f"image {config['image_size']}, {config['text_tokens']} text tokens"
+    notes.append(f"{budget}: ratio={found.ratio:g} gives {found.achieved:.4g} on {where}")
+    return {**config, "ratio": found.ratio}
+
+
+def solve(budget: Budget, cost: Callable[[float], float | None], who: str) -> Solution:
+    """The ratio whose cost is nearest to the budget; of equal ones the smallest.
+
+    A grid first, because a method's cost need not fall everywhere with its ratio, then bisection
+    between the neighbours that enclose the target.
+
+    Args:
+        cost: of a ratio, in the budget's unit; None where the method cannot do it.
+
+    Raises:
+        ConfigError: nothing within 1 %; names the nearest feasible target.
+    """
+    points = [(i / _GRID, cost(i / _GRID)) for i in range(_GRID)]
+    points += [(r, cost(r)) for r in _edge(points, cost)]
+    known = [(r, c) for r, c in points if c is not None]
+    for (low, above), (high, below) in itertools.pairwise(sorted(known)):
+        if min(above, below) <= budget.value <= max(above, below):
+            known += _bisected(cost, budget.value, low, high, above > below)
+    if not known:
+        raise ConfigError(f"{who}: no ratio is feasible for this model")
+    ratio, got = min(known, key=lambda p: (abs(p[1] - budget.value), p[0]))
+    if abs(got - budget.value) > TOLERANCE * budget.value:
+        raise ConfigError(
+            f"{who}: {budget} is infeasible; the nearest feasible target is "
+            f"budget.{budget.kind}={got:.4g} (ratio={ratio:.4g})"
+        )
+    return Solution(ratio, got)
+
+
+def _bisected(
+    cost: Callable[[float], float | None], target: float, low: float, high: float, falling: bool
+) -> list[tuple[float, float]]:
+    seen = []
+    for _ in range(20):
+        middle = round((low + high) / 2, 6)
+        value = cost(middle)
+        if value is None:
+            break
+        seen.append((middle, value))
+        low, high = (middle, high) if (value > target) == falling else (low, middle)
+    return seen
+
+
+def _edge(
+    points: Iterable[tuple[float, float | None]], cost: Callable[[float], float | None]
+) -> list[float]:
+    """Ratios at the end of the feasible range, which the grid steps over."""
+    feasible = [r for r, c in points if c is not None]
+    if not feasible:
+        return []
+    low, high = max(feasible), max(feasible) + 1 / _GRID
+    for _ in range(20):
+        middle = (low + high) / 2
+        if middle < 1 and cost(middle) is not None:
+            low = middle
+        else:
+            high = middle
+    return [math.floor(low * 1e6) / 1e6]
+
+
+def _costs(config: dict[str, Any], budget: Budget) -> Callable[[float], float | None]:
+    """Cost of the config's method on the reference prompt, as a function of its ratio."""
+    from harness import profile
+    from harness.cost import architecture_of, ledger, shapes
+    from harness.cost.conventions import Tokens, convert
+    from methods import MethodError
+    from models.describe import hf_config
+
+    described = profile.architecture(config["model"])
+    model = shapes.skeleton(hf_config(described))
+    inputs = shapes.encoder_inputs(
+        model, shapes.parse_size(config["image_size"]), described.image_processor
+    )
+    layouts, arch = [shapes.layout(model, inputs)], architecture_of(model.config)
+    timed = _timed(config) if budget.kind == "latency" else {}
+
+    def counted(record: Any, method: Any) -> float:
+        if budget.kind == "mean_tokens":
+            return sum(record.visual_per_layer) / record.n_layers
+        cost = ledger.prefill(arch, record, method)
+        if budget.kind == "latency":
+            return _seconds(cost, ledger.prefill_full(arch, record), timed)
+        text = record.prompt_length - record.visual_tokens
+        tokens = Tokens(record.grids, text, record.visual_per_layer, cost.selection)
+        return float(convert(budget.convention, arch, tokens))
+
+    full = counted(shapes.record(model, layouts, config["text_tokens"]), None)
+
+    def cost(ratio: float) -> float | None:
+        method = profile.build_method({**config, "ratio": ratio})
+        try:
+            record = shapes.record(model, layouts, config["text_tokens"], method)
+        except MethodError:
+            return None
+        value = counted(record, method)
+        return value / full if budget.kind == "flops" else value
+
+    return cost
+
+
+def _seconds(cost: Any, full: Any, timed: dict[str, float]) -> float:
+    """Predicted time to the first token; the selection runs at the rate of the prefill."""
+    work = (cost.llm + cost.lm_head + cost.selection) / (full.llm + full.lm_head)
+    return timed["setup"] + timed["vision"] + timed["prefill"] * work
+
+
+def _timed(config: dict[str, Any]) -> dict[str, float]:
+    """Seconds by stage of the unpruned model, from its newest stored timing of the same prompt.
+
+    Raises:
+        ConfigError: there is none; names the command that makes one.
+    """
+    folder = Path(config["paths"]["results"]) / "runs" / "timing" / config["model"]["name"]
+    for file in sorted(folder.glob("*/timing.json"), key=lambda f: -f.stat().st_mtime):
+        stored = json.loads(file.read_text())
+        same = (stored["identity"]["images"] == [str(config["image_size"])]
+                and stored["identity"]["text_tokens"] == config["text_tokens"])  # fmt: skip
+        for batch in stored["batches"]:
+            if same and batch["batch_size"] == 1:
+                seconds = batch["baseline"]["seconds"]
+                return {stage: entry["median"] for stage, entry in seconds.items()}
+    raise ConfigError(
+        f"budget.latency needs a timing of model={config['model']['name']} on this prompt first: "
+        f"python run.py task=time model=... image_size={config['image_size']} "
+        f"text_tokens={config['text_tokens']}"
+    )
