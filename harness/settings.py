@@ -10,6 +10,7 @@ from typing import Any
 
 from harness import benches, calibrate, checkpoint, device, prefetch
 from harness import cell as cells
+from harness.cost import solver
 from harness.data import source
 from harness.errors import ConfigError, unknown
 
@@ -48,6 +49,7 @@ def prepare(config: dict[str, Any], *, sweep: bool = False) -> Prepared:
     """
     notes: list[str] = []
     _check_task(config["task"])
+    config = solver.resolve(config, notes)
     config = {**config, "ratio": _ratio(config, sweep, notes)}
     _check_numbers(config)
     config = {**config, "bench": benches.for_engine(config["bench"], config["engine"])}
@@ -82,6 +84,7 @@ def dataless(config: dict[str, Any], *, sweep: bool = False) -> tuple[dict[str, 
     """
     notes: list[str] = []
     _check_task(config["task"])
+    config = solver.resolve(config, notes)
     config = {**config, "ratio": _ratio(config, sweep, notes)}
     _whole("batch_size", config["batch_size"], 1)
     _whole("seed", config["seed"], 0)
