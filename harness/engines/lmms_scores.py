@@ -110,9 +110,21 @@ def _aggregation(
     function = task.aggregation().get(metric)
     if function is None:
         return None
+    named = getattr(function, "__globals__", {}).get("mmbench_evaluator")
+    if evaluator := getattr(function, "evaluator", named):
+        return lambda values: _mmbench(evaluator, values[0])
     if "args" not in inspect.signature(function).parameters:
         return function
     return lambda values: function(values, args=argparse.Namespace(output_path=folder))
+
+
+def _mmbench(evaluator: Any, value: dict[str, Any]) -> float:
+    """What MMBench's static rule says of one answer; its aggregation takes 13 ms to say it."""
+    import pandas as pd
+
+    row = {key if key in "ABCD" else key.lower(): entry for key, entry in value.items()}
+    frame, truth = pd.DataFrame([row]), {value["index"]: value["answer"]}
+    return 100.0 * evaluator.eval_sub_data(frame, truth, static_only=True)
 
 
 def added(

@@ -36,17 +36,20 @@ def _option_letter(config: dict[str, Any]) -> dict[str, Any]:
         if metric["metric"] == "gpt_eval_score":
             # Without this, 45 s of attempts for an unparsed answer, and then a random letter.
             evaluator = metric["aggregation"].__globals__["mmbench_evaluator"]
-            metric = {**metric, "aggregation": _static(evaluator)}
+            metric = {**metric, "aggregation": Static(evaluator)}
         metrics.append(metric)
     return {**config, "metric_list": metrics}
 
 
-def _static(evaluator: Any) -> Callable[..., float]:
-    def aggregate(results: list[dict[str, Any]], args: Any = None) -> float:
-        overall, _, _ = evaluator.eval_result(results, eval_method="static")
-        return overall * 100
+class Static:
+    """The evaluator's aggregation by rule; finds it again for scores of single samples."""
 
-    return aggregate
+    def __init__(self, evaluator: Any) -> None:
+        self.evaluator = evaluator
+
+    def __call__(self, results: list[dict[str, Any]], args: Any = None) -> float:
+        overall, _, _ = self.evaluator.eval_result(results, eval_method="static")
+        return overall * 100
 
 
 _RULES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
