@@ -106,6 +106,7 @@ def make(
     bench, engine = config["bench"], config["engine"]["name"]
     identity = {
         "format": FORMAT,
+        **asked(config),
         "model": {
             "checkpoint": checkpoint,
             "model_type": model_type,
@@ -114,18 +115,7 @@ def make(
             "attention": runtime["attention"],
             "threads": runtime["threads"],  # the order of a sum, hence its last bits
         },
-        "method": _method(config),
-        "bench": {
-            "name": bench["name"],
-            "task": bench["engines"][engine]["task"],
-            "limit": bench.get("limit"),
-            "indices": bench.get("indices"),
-            **benches.scoring(bench, engine),
-        },
-        "engine": engine,
         "data": data,
-        "decoding": dict(config["decoding"]),
-        "batch_size": config["batch_size"],
         "versions": versions(engine),
     }
     labels = {
@@ -137,6 +127,24 @@ def make(
         "engine": engine,
     }
     return Cell(identity, labels)
+
+
+def asked(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of the identity that the request alone determines, wherever it is run."""
+    bench, engine = config["bench"], config["engine"]["name"]
+    return {
+        "method": _method(config),
+        "bench": {
+            "name": bench["name"],
+            "task": bench["engines"][engine]["task"],
+            "limit": bench.get("limit"),
+            "indices": bench.get("indices"),
+            **benches.scoring(bench, engine),
+        },
+        "engine": engine,
+        "decoding": dict(config["decoding"]),
+        "batch_size": config["batch_size"],
+    }
 
 
 def _method(config: dict[str, Any]) -> dict[str, Any]:

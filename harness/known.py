@@ -12,8 +12,8 @@ from harness.settings import flatten
 
 
 def groups(conf: Path) -> dict[str, list[str]]:
-    """Config groups and their choices."""
-    folders = sorted(p for p in conf.iterdir() if p.is_dir() and p.name != "hydra")
+    """Config groups and their choices; conf/table lists cells and is no part of one."""
+    folders = sorted(p for p in conf.iterdir() if p.is_dir() and p.name not in ("hydra", "table"))
     return {f.name: sorted(p.stem for p in f.glob("*.yaml")) for f in folders}
 
 

@@ -1,4 +1,9 @@
-"""Print every finished cell: `python scripts/tables.py [--csv | --markdown] [--results DIR]`."""
+"""Tables from the store, without torch.
+
+    python scripts/tables.py [--csv | --markdown] [--results DIR]      every finished cell
+    python scripts/tables.py table=NAME status|plan|show|export        a table of conf/table
+        [model=... data=...] [compare=paper] [ci=true] [results=DIR] [out=DIR]
+"""
 
 from __future__ import annotations
 
@@ -9,11 +14,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from harness.tables import frame  # noqa: E402
+from harness.tables import command, frame  # noqa: E402
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    if any(argument.startswith("table=") for argument in sys.argv[1:]):
+        return command.main(sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="all columns as CSV")

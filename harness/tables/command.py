@@ -1,0 +1,188 @@
+"""`python scripts/tables.py table=NAME status | plan | show | export`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.cell import canonical_json
+from harness.errors import ConfigError, unknown
+from harness.store import write_atomic
+from harness.tables import analysis, lookup, render, spec
+from harness.tables.lookup import Found
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+VERBS = ("status", "plan", "show", "export")
+OWN = ("table", "results", "out", "compare", "ci")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed command line."""
+
+    verb: str
+    table: spec.Table
+    results: Path
+    out: Path
+    options: render.Options
+    changes: Mapping[str, Any]
+
+
+def parse(arguments: Sequence[str]) -> Request:
+    """Words are verbs, ``key=value`` are options of the command or settings of the table."""
+    verbs = [a for a in arguments if "=" not in a]
+    pairs = dict(a.split("=", 1) for a in arguments if "=" in a)
+    if len(verbs) > 1 or (verbs and verbs[0] not in VERBS):
+        raise ConfigError(unknown("command", " ".join(verbs), VERBS))
+    changes = {k: yaml.safe_load(v) for k, v in pairs.items() if k not in OWN}
+    compare = pairs.get("compare", "none")
+    if compare not in ("none", "paper"):
+        raise ConfigError(unknown("compare", compare, ("none", "paper")))
+    results = Path(pairs.get("results", ROOT / "results"))
+    table = spec.load(pairs["table"], changes)
+    table.cells()  # an option that does not exist is refused here
+    return Request(
+        verb=verbs[0] if verbs else "show",
+        table=table,
+        results=results,
+        out=Path(pairs.get("out", results / "tables")),
+        options=render.Options(ci=pairs.get("ci") == "true", paper=compare == "paper"),
+        changes=changes,
+    )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out a command; 0 if the table is complete, 1 if cells are missing (status only)."""
+    request = parse(arguments)
+    if request.verb == "status":
+        print(status(request))
+    elif request.verb == "plan":
+        print(plan(request))
+    elif request.verb == "show":
+        grid = analysis.build(request.table, request.results)
+        print(render.text(grid, request.options))
+    else:
+        for file in export(request):
+            print(file)
+    return 0
+
+
+def status(request: Request) -> str:
+    """One line per row, the state of each cell, and the time that is still to be spent."""
+    found = lookup.find(request.table, request.results)
+    lines = [request.table.title, ""]
+    width = max(len(row.key) for row in request.table.rows)
+    for row in request.table.rows:
+        own = [f for f in found if f.wanted.row.key == row.key]
+        states = [_state([f for f in own if f.wanted.bench == b]) for b in request.table.benches]
+        lines.append(f"  {row.key:<{width}}  " + "  ".join(states))
+    counts = Counter(cell.status for cell in unique(found))
+    lines += ["", "cells: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))]
+    return "\n".join([*lines, *_reasons(found), estimate(found)])
+
+
+def _state(cells: list[Found]) -> str:
+    counts = Counter(cell.status for cell in cells)
+    parts = [name if n == len(cells) else f"{n} {name}" for name, n in sorted(counts.items())]
+    partial = [c for c in cells if c.status in (lookup.RUNNING, lookup.FAILED) and c.answered]
+    answered = f" ({partial[0].answered} answered)" if partial else ""
+    return f"{cells[0].wanted.bench}: {'/'.join(parts)}{answered}"
+
+
+def _reasons(found: Sequence[Found]) -> list[str]:
+    told = dict.fromkeys(
+        f"{c.status}: {c.wanted.row.key}: {c.reason}" for c in found if c.reason
+    )  # fmt: skip
+    return list(told)
+
+
+def unique(found: Sequence[Found]) -> list[Found]:
+    """Cells without those that the table names twice."""
+    seen: dict[str, Found] = {}
+    for cell in found:
+        seen.setdefault(canonical_json(cell.wanted.asked), cell)
+    return list(seen.values())
+
+
+def todo(found: Sequence[Found]) -> list[Found]:
+    """Cells that a run would still compute."""
+    return [f for f in unique(found) if f.status in (lookup.MISSING, lookup.FAILED)]
+
+
+def estimate(found: Sequence[Found]) -> str:
+    """Time still needed, from the measured seconds per sample of the finished cells."""
+    missing, per = todo(found), lookup.seconds(found)
+    if not missing:
+        return "nothing to run"
+    if not per:
+        return f"{len(missing)} cells to run; no cell is finished yet, so no estimate of the time"
+    total = sum(per.get(f.wanted.bench, per[""]) * _size(f, found) for f in missing)
+    hours, minutes = divmod(round(total / 60), 60)
+    shown = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else "a minute"
+    return f"{len(missing)} cells to run, about {shown} one after another"
+
+
+def _size(cell: Found, found: Sequence[Found]) -> int:
+    """Samples of a cell: those of a finished one of the benchmark, else what conf/bench says."""
+    for other in found:
+        if other.result and other.wanted.bench == cell.wanted.bench:
+            return int(other.result["n_samples"])
+    bench = cell.wanted.config["bench"]
+    return int(bench.get("limit") or bench["samples"])
+
+
+def plan(request: Request) -> str:
+    """The multirun line that fills the table, then each missing cell as a command."""
+    found = lookup.find(request.table, request.results)
+    missing = todo(found)
+    if not missing:
+        return "nothing to run: every cell that can exist is there"
+    extra = "".join(f" {shlex.quote(f'{k}={spec._text(v)}')}" for k, v in request.changes.items())
+    where = ""
+    if request.results.resolve() != (ROOT / "results").resolve():
+        where = f" paths.results={shlex.quote(str(request.results))}"
+    lines = [
+        f"# {estimate(found)}; finished cells are skipped",
+        f"python run.py -m experiment={request.table.name}{extra}{where}",
+        "",
+        "# or one by one",
+    ]
+    for cell in missing:
+        arguments = " ".join(shlex.quote(a) for a in cell.wanted.arguments)
+        lines.append(f"python run.py {arguments}{where}")
+    return "\n".join(lines)
+
+
+def export(request: Request) -> list[Path]:
+    """Write all forms of the table and its foot file; returns the files."""
+    grid = analysis.build(request.table, request.results)
+    options, name = request.options, request.table.name
+    contents = {
+        f"{name}.csv": render.csv_text(grid),
+        f"{name}.md": render.markdown(grid, options),
+        f"{name}.tex": render.latex(grid, options),
+        f"{name}.html": render.html_page(grid, options),
+        f"{name}.provenance.csv": render.provenance(grid),
+    }
+    request.out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for file, content in contents.items():
+        write_atomic(request.out / file, content)
+        files.append(request.out / file)
+    return files
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command with errors in one line."""
+    try:
+        return run(arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code

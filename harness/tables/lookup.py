@@ -1,0 +1,259 @@
+"""Find the cells of a table in the store, and say what is odd about each.
+
+A stored cell belongs to a wanted one if it answers the same request with the same checkpoint. Under
+which versions, on which device and from which data it was computed is then compared within the
+table: cells that differ from the rest are marked, never mixed in silence.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness import checkpoint, gate
+from harness.cell import canonical_json
+from harness.errors import ConfigError
+from harness.known import entries
+from harness.tables.spec import Table, Wanted
+from harness.tables.wanted import CONF
+
+DONE, RUNNING, FAILED, MISSING, IMPOSSIBLE = "done", "running", "failed", "missing", "impossible"
+STILL_RUNNING_S = 120  # a journal written to within this time belongs to a live run
+#: what must not differ inside one table, with the mark of a cell that does and what it means
+MARKS = {
+    "!": "some samples failed; the score is over the answered ones",
+    "a": "computed with other package versions than most of this table",
+    "b": "computed on another device, dtype, kernel or number of threads than most of this table",
+    "c": "data of this benchmark differ between rows (content or revision)",
+    "d": "methods/ or models/ had another content than for most of this table",
+    "e": "metric differs from the one of conf/bench",
+    gate.MARK: "baseline not confirmed",
+}
+
+
+@dataclass
+class Found:
+    """What the store holds for one wanted cell."""
+
+    wanted: Wanted
+    status: str
+    result: Mapping[str, Any] | None = None
+    answered: int = 0
+    reason: str = ""
+    marks: list[str] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return self.status == DONE
+
+    @property
+    def folder(self) -> Path | None:
+        return Path(self.result["directory"]) if self.result else None
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """One directory of the store."""
+
+    folder: Path
+    identity: Mapping[str, Any]
+    result: Mapping[str, Any] | None
+
+
+class Index:
+    """All cells below ``results/runs`` by what they were asked."""
+
+    def __init__(self, results: Path) -> None:
+        self._by_asked: dict[str, list[_Stored]] = {}
+        for folder in sorted((Path(results) / "runs").glob("*/*/*/")):
+            stored = _read(folder)
+            if stored is not None:
+                self._by_asked.setdefault(_asked_of(stored.identity), []).append(stored)
+
+    def find(self, cell: Wanted) -> list[_Stored]:
+        """Stored cells with this request, checkpoint name and data source."""
+        model, data = cell.config["model"], cell.config["data"]
+        found = self._by_asked.get(canonical_json(cell.asked), [])
+        return [s for s in found if _same_model(s, model) and _same_data(s.identity["data"], data)]
+
+
+def _read(folder: Path) -> _Stored | None:
+    try:
+        result = json.loads((folder / "result.json").read_text())
+        return _Stored(folder, result["identity"], {**result, "directory": str(folder)})
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{folder}/result.json is damaged: {error}") from error
+    try:
+        content = yaml.safe_load((folder / "cell.yaml").read_text())
+        return _Stored(folder, content["identity"], None)
+    except FileNotFoundError:
+        return None
+
+
+def _asked_of(identity: Mapping[str, Any]) -> str:
+    names = ("method", "bench", "engine", "decoding", "batch_size")
+    return canonical_json({name: identity[name] for name in names})
+
+
+def _same_model(stored: _Stored, model: Mapping[str, Any]) -> bool:
+    if stored.folder.parent.name != model["name"]:
+        return False
+    here = fingerprint(model)
+    return here is None or stored.identity["model"]["checkpoint"] == here
+
+
+@cache
+def _fingerprint(path: Path) -> str | None:
+    return checkpoint.fingerprint(path) if (path / "config.json").is_file() else None
+
+
+def fingerprint(model: Mapping[str, Any]) -> str | None:
+    """Fingerprint of a checkpoint that lies on this machine, None if there is none."""
+    path = model.get("path")
+    if not path:
+        return None
+    return _fingerprint(repo_path(str(path)))
+
+
+def repo_path(text: str) -> Path:
+    """A path of conf/, with ``${repo:...}`` resolved."""
+    if text.startswith("${repo:"):
+        return CONF.parent / text.removeprefix("${repo:").removesuffix("}")
+    return Path(text).expanduser()
+
+
+def _same_data(stored: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    if stored["source"] != data["source"]:
+        return False
+    if data["source"] != "mini":
+        revision = data.get("revision")
+        return revision is None or stored.get("revision") in (None, revision)
+    same_rows = data.get("samples") is None or stored.get("rows") == data["samples"]
+    return stored["seed"] == (data.get("seed") or 0) and same_rows
+
+
+def find(table: Table, results: Path) -> list[Found]:
+    """Every cell of the table with its status and marks."""
+    index = Index(results)
+    found = [_status(cell, index.find(cell)) for cell in table.cells()]
+    _mark(found)
+    return found
+
+
+def _status(cell: Wanted, stored: Sequence[_Stored]) -> Found:
+    reason = infeasible(cell)
+    if reason:
+        return Found(cell, IMPOSSIBLE, reason=reason)
+    finished = [s.result for s in stored if s.result is not None]
+    if finished:
+        newest = max(finished, key=lambda r: (r["n_samples"], r["finished"], r["key"]))
+        return Found(cell, DONE, newest, newest["n_samples"] - newest["n_failed"])
+    if not stored:
+        return Found(cell, MISSING)
+    journal = [_journal(s.folder) for s in stored]
+    answered, age = max(journal, key=lambda pair: pair[0])
+    if age is not None and age < STILL_RUNNING_S:
+        return Found(cell, RUNNING, answered=answered)
+    return Found(cell, FAILED, answered=answered, reason="stopped before it was finished")
+
+
+def _journal(folder: Path) -> tuple[int, float | None]:
+    """Answered samples of an unfinished cell, and seconds since anything was written."""
+    files = [*folder.glob("samples*.jsonl"), folder / "cell.yaml"]
+    there = [file for file in files if file.exists()]
+    lines = sum(file.read_bytes().count(b"\n") for file in there if file.suffix == ".jsonl")
+    newest = max((file.stat().st_mtime for file in there), default=None)
+    return lines, None if newest is None else time.time() - newest
+
+
+def infeasible(cell: Wanted) -> str:
+    """Why no run can fill this cell, or "". Known from the method's depth K and the model's."""
+    method = cell.config["method"]
+    layers = _layers(cell.config["model"])
+    ratio, depth = cell.row.ratio, method.get("K")
+    if not ratio or depth is None or layers is None:
+        return ""
+    if depth >= layers:
+        return f"K={depth} must be below the {layers} layers of the model"
+    if method.get("ratio_mode") == "mean" and ratio > 1 - depth / layers + 1e-12:
+        return (
+            f"a mean removal of {ratio:g} is impossible with K={depth} of {layers} layers "
+            f"(at most {1 - depth / layers:.3f})"
+        )
+    return ""
+
+
+def _layers(model: Mapping[str, Any]) -> int | None:
+    for key in ("architecture", "path"):
+        if not model.get(key):
+            continue
+        path = repo_path(str(model[key]))
+        file = path if path.suffix == ".json" else path / "config.json"
+        if file.is_file():
+            content = json.loads(file.read_text())
+            return content.get("text_config", content).get("num_hidden_layers")
+    return None
+
+
+def _mark(found: Sequence[Found]) -> None:
+    """Mark the cells that do not go together with the rest of the table."""
+    done = [cell for cell in found if cell.result]
+    versions = _odd(done, lambda r: r["identity"]["versions"])
+    runtime = _odd(done, lambda r: {**r["identity"]["model"], "checkpoint": None})
+    code = _odd(done, lambda r: r["provenance"]["code"])
+    data: set[int] = set()
+    for bench in {cell.wanted.bench for cell in done}:
+        own = [cell for cell in done if cell.wanted.bench == bench]
+        data |= _odd(own, lambda r: [r["identity"]["data"], r["identity"]["model"]["checkpoint"]])
+    for cell in done:
+        result = cell.result or {}
+        for mark, cells in (("a", versions), ("b", runtime), ("c", data), ("d", code)):
+            if id(cell) in cells:
+                cell.marks.append(mark)
+        if result["n_failed"]:
+            cell.marks.insert(0, "!")
+        if result["metric"] != _metric(cell.wanted.config):
+            cell.marks.append("e")
+        if gate.mark(gate.status(result)):
+            cell.marks.append(gate.MARK)
+
+
+def _odd(cells: Sequence[Found], of: Any) -> set[int]:
+    """ids of the cells whose property is not that of the most; ties go to the newest."""
+    texts = {id(cell): canonical_json(of(cell.result)) for cell in cells}
+    counts = Counter(texts.values())
+    newest = {texts[id(cell)]: cell.result["finished"] for cell in cells if cell.result}
+    usual = max(counts, key=lambda text: (counts[text], newest[text]), default=None)
+    return {cell for cell, text in texts.items() if text != usual}
+
+
+def _metric(config: Mapping[str, Any]) -> str:
+    from harness import benches
+
+    return benches.for_engine(dict(config["bench"]), dict(config["engine"]))["metric"]
+
+
+def seconds(found: Iterable[Found]) -> dict[str, float]:
+    """Measured seconds per sample of each benchmark; "" holds the mean over all."""
+    per: dict[str, list[float]] = {}
+    for cell in found:
+        if cell.result and (n := cell.result["n_samples"] - cell.result.get("resumed_after", 0)):
+            rate = cell.result["wall_s"] / n
+            per.setdefault(cell.wanted.bench, []).append(rate)
+            per.setdefault("", []).append(rate)
+    return {bench: sum(rates) / len(rates) for bench, rates in per.items()}
+
+
+def method_entry(name: str) -> Mapping[str, Any]:
+    """conf/method/<name>.yaml."""
+    return entries(CONF, "method", name) or {}

@@ -1,0 +1,78 @@
+"""A Hydra sweeper whose jobs are the cells of a table: `python run.py -m experiment=mini_table1`.
+
+Rows of a table are no product of lists (only `random` has seeds, only FastV has a K), which is all
+that Hydra's own sweeper can express. Launchers see ordinary jobs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
+
+from harness.errors import ConfigError
+
+
+class TableSweeper(BasicSweeper):
+    """Launches the cells of ``table``, with what else the command line says added to each."""
+
+    def __init__(self, table: str, max_batch_size: int | None, params: Any = None) -> None:
+        super().__init__(max_batch_size=max_batch_size, params=params)
+        self.table = table
+
+    def split_arguments(  # type: ignore[override]
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
+        """One job per cell; options given on the command line win over the table's settings."""
+        (common,) = BasicSweeper.split_arguments(overrides, None)
+        if len(common) != 1:
+            raise ConfigError("a table cannot be combined with another sweep")
+        given = _settings(overrides)
+        jobs = [[*common[0], *_without(cell.arguments, given)] for cell in self._cells(given)]
+        size = max_batch_size or len(jobs) or 1
+        return [jobs[i : i + size] for i in range(0, len(jobs), size)]
+
+    def _cells(self, given: dict[str, Any]) -> list[Any]:
+        from harness.tables import spec  # Hydra imports this file at every start
+
+        fixed = ("method", "ratio", "bench", "seed")
+        own = {k: v for k, v in given.items() if k in fixed}
+        if own:
+            raise ConfigError(f"{next(iter(own))} is a row or column of table {self.table}")
+        known = {k: v for k, v in given.items() if _describes(k)}
+        return spec.load(self.table, known).cells()
+
+
+def _describes(key: str) -> bool:
+    """True for options that are part of what a cell asks for."""
+    groups = ("model", "data", "engine", "bench.", "data.", "model.", "decoding.", "method.")
+    return key == "batch_size" or key.startswith(groups)
+
+
+def _settings(overrides: list[Override]) -> dict[str, Any]:
+    skipped = ("experiment", "hydra")
+    return {
+        o.key_or_group: o.value()
+        for o in overrides
+        if o.key_or_group and not o.key_or_group.startswith(skipped)
+    }
+
+
+def _without(arguments: list[str], given: dict[str, Any]) -> list[str]:
+    return [a for a in arguments if a.partition("=")[0] not in given]
+
+
+# A plain node: Hydra loads this file without entering it in sys.modules, which dataclasses need.
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="table",
+    node={
+        "_target_": "hydra_plugins.table_sweeper.TableSweeper",
+        "table": "???",
+        "max_batch_size": None,
+        "params": None,
+    },
+    provider="table_sweeper",
+)

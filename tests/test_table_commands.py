@@ -1,0 +1,303 @@
+"""Tables as configs: what they name, what is missing, what is printed, and marks of odd cells."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from harness.cell import canonical_json
+from harness.errors import ConfigError
+from harness.tables import analysis, command, lookup, published, render, spec, wanted
+from tests import table_tools as tools
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = "mini_table2"
+PLAIN = render.Options()
+
+
+@pytest.fixture
+def table():
+    return spec.load(TABLE)
+
+
+@pytest.fixture
+def filled(tmp_path, table):
+    tools.fill(tmp_path, table)
+    return tmp_path
+
+
+def lines(text):
+    return list(csv.DictReader(text.splitlines()))
+
+
+def value(grid, row, column):
+    return next(v for v in grid.values.values() if v.row.name == row and v.column == column)
+
+
+# --- what a table names --------------------------------------------------------------------------
+
+
+def test_table_1_has_the_rows_and_columns_of_the_paper():
+    table = spec.load("gprune_table1")
+    assert [r.key for r in table.rows] == ["baseline 0"] + [
+        f"{m} {r}" for m in ("random", "tome", "fastv", "gprune") for r in (0.5, 0.7, 0.9)
+    ]
+    assert len(table.benches) == 8
+    assert len(table.cells()) == 8 * (13 + 2 * 3)  # random: three seeds
+    assert all(c.config["method"].get("ratio_mode") in ("local", "mean") for c in table.cells())
+    pruned = [c for c in table.cells() if not c.row.is_baseline]
+    assert {c.config["method"]["ratio_mode"] for c in pruned} == {"local"}
+
+
+def test_the_iso_table_differs_in_the_convention_alone():
+    paper, iso = (spec.load(f"gprune_table1{end}").cells() for end in ("", "_iso"))
+    for a, b in zip(paper, iso, strict=True):
+        changed = {**b.overrides}
+        if not a.row.is_baseline:
+            assert changed.pop("method.ratio_mode") == "mean"
+            changed["method.ratio_mode"] = "local"
+        assert changed == dict(a.overrides)
+
+
+@pytest.mark.parametrize("name", spec.names())
+def test_a_cell_asks_for_what_hydra_composes(name):
+    cells = spec.load(name).cells()
+    with initialize_config_dir(str(wanted.CONF), version_base="1.3"):
+        for cell in {c.row.key: c for c in cells}.values():
+            composed = OmegaConf.to_container(compose("config", cell.arguments), resolve=False)
+            assert canonical_json(wanted.asked(composed)) == canonical_json(cell.asked)
+
+
+@pytest.mark.parametrize("name", spec.names())
+def test_every_table_has_an_experiment_that_fills_it(name):
+    text = (wanted.CONF / "experiment" / f"{name}.yaml").read_text()
+    assert f"table: {name}" in text and "override /hydra/sweeper: table" in text
+
+
+@pytest.mark.parametrize("name", [n for n in spec.names() if "table" in n and "iso" not in n])
+def test_every_row_of_the_paper_is_found(name):
+    table = spec.load(name)
+    printed = published.values(table)
+    for row in table.rows:
+        for bench in table.benches:
+            assert (row.key, bench) in printed
+    rows = {row.key for row in table.rows}
+    for row, column in published.annotations(table):
+        assert row in rows and column in [*table.benches, *table.extras]
+
+
+def test_a_typo_is_one_line():
+    for wrong, said in (
+        (["table=mini_tabel1"], "did you mean"),
+        (["table=mini_table1", "statsu"], "unknown command"),
+        (["table=mini_table1", "bench.limt=3"], "unknown option"),
+        (["table=mini_table1", "ratio=0.3"], "row or column"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            command.parse(wrong)
+
+
+# --- unfinished tables ---------------------------------------------------------------------------
+
+
+def test_the_plan_of_an_empty_store_names_every_cell_once(tmp_path, table):
+    request = command.parse([f"table={TABLE}", f"results={tmp_path}"])
+    told = command.plan(request)
+    commands = [line for line in told.splitlines() if line.startswith("python run.py data=")]
+    assert len(commands) == len(set(commands)) == 21
+    assert f"python run.py -m experiment={TABLE}" in told
+    assert "no estimate" in told
+
+
+def test_a_cell_named_twice_is_planned_once(tmp_path):
+    request = command.parse(["table=mini_table3", f"results={tmp_path}"])
+    assert command.plan(request).count("python run.py data=") == 21  # 24 less 3 of the defaults
+
+
+def test_holes_are_printed_and_never_averaged(tmp_path, table):
+    for cell in table.cells():
+        if (cell.row.name, cell.bench) != ("gprune", "pope"):
+            tools.put(tmp_path, cell, tools.by_method(cell))
+    grid = analysis.build(table, tmp_path)
+    assert value(grid, "gprune", "pope").status == lookup.MISSING
+    assert value(grid, "gprune", "average").value is None
+    assert value(grid, "graph_only", "average").value is not None
+    assert not any(grid.at(row, "pope").best for row in table.rows)  # the best is not known yet
+    text = render.text(grid, PLAIN)
+    assert "·" in text and "not run yet" in text
+    plan = command.plan(command.parse([f"table={TABLE}", f"results={tmp_path}"]))
+    commands = [line for line in plan.splitlines() if line.startswith("python run.py data=")]
+    assert len(commands) == 1 and "method=gprune" in commands[0] and "bench=pope" in commands[0]
+
+
+def test_one_missing_seed_makes_the_row_a_hole(tmp_path, table):
+    for cell in table.cells():
+        if cell.config["seed"] != 2:
+            tools.put(tmp_path, cell, tools.by_method(cell))
+    assert value(analysis.build(table, tmp_path), "random", "gqa").value is None
+
+
+def test_running_and_stopped_cells(tmp_path, table):
+    import os
+
+    import yaml
+
+    cell = table.cells()[0]
+    folder = tmp_path / "runs" / cell.bench / "embedded" / "random-0.7-00000000"
+    folder.mkdir(parents=True)
+    text = yaml.safe_dump({"identity": json.loads(json.dumps(tools.identity(cell)))})
+    (folder / "cell.yaml").write_text(text)
+    (folder / "samples.jsonl").write_text("{}\n{}\n")
+    assert lookup.find(table, tmp_path)[0].status == lookup.RUNNING
+    for file in folder.iterdir():
+        os.utime(file, (1, 1))
+    found = lookup.find(table, tmp_path)[0]
+    assert (found.status, found.answered) == (lookup.FAILED, 2)
+    assert "1 failed/2 missing (2 answered)" in command.status(
+        command.parse([f"table={TABLE}", f"results={tmp_path}"])
+    )
+
+
+def test_what_no_run_can_fill_says_why(tmp_path):
+    table = spec.load("gprune_table1_iso", {"model": "embedded", "data": "mini"})
+    found = lookup.find(table, tmp_path)
+    fastv = [f for f in found if f.wanted.row.name == "fastv"]
+    assert {f.wanted.row.ratio for f in fastv if f.status == lookup.IMPOSSIBLE} == {0.7, 0.9}
+    assert all("at most 0.667" in f.reason for f in fastv if f.status == lookup.IMPOSSIBLE)
+    assert not {f.wanted.row.ratio for f in command.todo(fastv)} & {0.7, 0.9}
+
+
+# --- printed tables ------------------------------------------------------------------------------
+
+
+def test_all_forms_without_torch_and_twice_the_same_bytes(filled, tmp_path):
+    spy = "import runpy,sys; sys.argv=sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], " \
+          "run_name='__main__')\nfinally: print('torch' in sys.modules)"  # fmt: skip
+    out = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        command_line = [sys.executable, "-c", spy, "scripts/tables.py", f"table={TABLE}", "export",
+                        f"results={filled}", f"out={folder}", "compare=paper"]  # fmt: skip
+        done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout.rstrip().endswith("False"), done.stderr
+        out.append({file.name: file.read_bytes() for file in folder.iterdir()})
+    assert out[0] == out[1]
+    assert sorted(out[0]) == sorted(
+        f"{TABLE}.{end}" for end in ("csv", "md", "tex", "html", "provenance.csv")
+    )
+
+
+def test_the_numbers_are_those_of_the_store(filled, table):
+    grid = analysis.build(table, filled)
+    gprune = value(grid, "gprune", "gqa")
+    assert gprune.value == tools.right_wrong(0.7).mean()
+    assert gprune.best and not value(grid, "l2_norm_only", "gqa").best
+    assert gprune.low < gprune.value < gprune.high
+    random = value(grid, "random", "gqa")
+    seeds = [tools.right_wrong(0.3, seed=s).mean() for s in range(3)]
+    assert random.value == pytest.approx(sum(seeds) / 3) and random.spread > 0
+    assert value(grid, "gprune", "average").value == pytest.approx(gprune.value)
+    assert value(grid, "baseline", "gqa").agreement == 100
+    assert 50 < gprune.agreement < 100
+
+
+def test_rows_are_tested_against_the_best_and_against_random(filled, table):
+    grid = analysis.build(table, filled)
+    gprune, l2norm = value(grid, "gprune", "gqa"), value(grid, "l2_norm_only", "gqa")
+    assert analysis.NOT_FROM_RANDOM not in gprune.marks + l2norm.marks
+    assert l2norm.against["best"].difference < 0 and l2norm.adjusted["best"] < 0.05
+    assert l2norm.adjusted["best"] >= l2norm.against["best"].p
+    assert l2norm.against["best"].test == "McNemar"
+    assert "best" not in gprune.against
+
+
+def test_what_is_not_better_than_random_is_marked(tmp_path, table):
+    tools.fill(tmp_path, table, lambda cell: tools.right_wrong(0.5, seed=len(cell.row.key) + cell.config["seed"]))
+    grid = analysis.build(table, tmp_path)
+    marks = [m for v in grid.values.values() for m in v.marks]
+    assert analysis.NOT_FROM_RANDOM in marks and analysis.NOT_FROM_BEST in marks
+    notes = "\n".join(render.notes(grid, PLAIN))
+    assert "not significantly better than random" in notes and "not distinguishable" in notes
+
+
+def test_the_paper_stands_beside(filled, table):
+    options = render.Options(paper=True)
+    text = render.text(analysis.build(table, filled), options)
+    assert "(64.37 " in text and "64.05§" in text and "63.87 in Tables 1 and 3" in text
+    row = next(
+        r for r in lines(render.csv_text(analysis.build(table, filled)))
+        if r["row"] == "gprune 0.7" and r["column"] == "gqa"
+    )  # fmt: skip
+    assert float(row["difference"]) == pytest.approx(float(row["value"]) - 64.37, abs=1e-3)
+
+
+def test_latex_has_booktabs_and_escapes(filled, table):
+    text = render.latex(analysis.build(table, filled), PLAIN)
+    assert text.count(r"\midrule") == 5 and r"\textbf{" in text and r"$\pm$" in text
+    body = text.split(r"\midrule")[1]
+    assert "_" not in body and "±" not in text.split("% metric")[0]
+
+
+def test_the_foot_file_names_every_run(filled, table):
+    foot = lines(render.provenance(analysis.build(table, filled, statistics=False)))
+    assert len(foot) == len(table.cells())
+    assert all(len(line["key"]) == 64 and line["torch"] == "2.12.1" for line in foot)
+
+
+# --- cells that do not go together ---------------------------------------------------------------
+
+
+def odd(change):
+    def changed(results, table):
+        cell = next(c for c in table.cells() if (c.row.name, c.bench) == ("gprune", "gqa"))
+        folder = tools.put(results, cell, tools.by_method(cell))
+        content = json.loads((folder / "result.json").read_text())
+        change(content)
+        (folder / "result.json").write_text(json.dumps(content))
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("mark", "change"),
+    [
+        ("!", lambda r: r.update(n_failed=1)),
+        ("a", lambda r: r["identity"]["versions"].update(torch="2.13.0")),
+        ("b", lambda r: r["identity"]["model"].update(dtype="float16")),
+        ("c", lambda r: r["identity"]["data"].update(content="other")),
+        ("d", lambda r: r["provenance"].update(code="other")),
+        ("e", lambda r: r.update(metric="another")),
+    ],
+)
+def test_an_odd_cell_is_marked_and_explained(filled, table, mark, change):
+    clean = analysis.build(table, filled, statistics=False)
+    assert mark not in clean.marks()
+    odd(change)(filled, table)
+    grid = analysis.build(table, filled, statistics=False)
+    marked = [v for v in grid.values.values() if mark in v.marks and v.column in table.benches]
+    assert [(v.row.name, v.column) for v in marked] == [("gprune", "gqa")]
+    assert render.MEANING[mark] in "\n".join(render.notes(grid, PLAIN))
+
+
+def test_another_checkpoint_request_or_data_source_is_not_this_cell(filled, table):
+    for change in (
+        lambda r: r["identity"]["model"].update(checkpoint="other"),
+        lambda r: r["identity"]["method"].update(threshold=0.6),
+        lambda r: r["identity"]["data"].update(source="hub"),
+        lambda r: r["identity"].update(batch_size=3),
+    ):
+        odd(change)(filled, table)
+        assert value(analysis.build(table, filled), "gprune", "gqa").status == lookup.MISSING
+
+
+def test_samples_that_do_not_add_up_give_no_interval(filled, table):
+    odd(lambda r: r.update(score=12.34))(filled, table)
+    found = value(analysis.build(table, filled), "gprune", "gqa")
+    assert found.low is None and "do not add up" in found.reason and not found.against
