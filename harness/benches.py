@@ -42,3 +42,8 @@ def scales(bench: dict[str, Any]) -> dict[str, float]:
     """Factor from the engine's number to the stated unit, for every metric the file names."""
     others = bench.get("others") or {}
     return {bench["metric"]: bench["scale"], **{k: v["scale"] for k, v in others.items()}}
+
+
+def checkpoint_id(model: dict[str, Any], identity: dict[str, Any]) -> str:
+    """The name published numbers know a checkpoint by: its hub id, or our name and its contents."""
+    return str(model.get("hub") or f"{model['name']}@{identity['model']['checkpoint']}")

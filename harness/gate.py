@@ -95,7 +95,7 @@ def judge(result: Mapping[str, Any], published: Path = PUBLISHED) -> Verdict:
     the literature quotes more than one baseline for some models.
     """
     known = _published(published)
-    where = (result.get("checkpoint_id"), result["data"], result["bench"], result["engine"])
+    where = (result.get("checkpoint_id"), _data(result), result["bench"], result["engine"])
     measured = {
         name: value * result["scales"][name]
         for name, value in result["metrics"].items()
@@ -108,6 +108,13 @@ def judge(result: Mapping[str, Any], published: Path = PUBLISHED) -> Verdict:
             nearest = min(there, key=lambda name: abs(measured[name] - reference.value))
             compared.append(Comparison(reference, nearest, measured[nearest]))
     return Verdict(_status(result, compared), tuple(compared))
+
+
+def _data(result: Mapping[str, Any]) -> str:
+    """The data's name in the published files; drawn data only count if they are the very same."""
+    if result["data"] != "mini":
+        return str(result["data"])
+    return f"mini:{result['identity'].get('data', {}).get('content')}"
 
 
 def _status(result: Mapping[str, Any], compared: Iterable[Comparison]) -> str:

@@ -234,7 +234,7 @@ def _result(prepared: Prepared, outcome: Any) -> dict[str, Any]:
         "metrics": outcome.metrics,
         "scales": benches.scales(bench),
         "judge": bench.get("judge"),
-        "checkpoint_id": prepared.config["model"].get("hub") or prepared.config["model"]["name"],
+        "checkpoint_id": benches.checkpoint_id(prepared.config["model"], cell.identity),
         "n_samples": len(outcome.samples),
         "n_failed": len(failed),
         "failures": [{"doc_id": s["doc_id"], "error": s["error"]} for s in failed[:20]],
