@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness import explain, known, settings, several
 from harness.errors import ConfigError, HarnessError, one_line
+from models.errors import ModelLoadError, PruningUnsupported
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -57,6 +58,8 @@ def _with_own_method(arguments: list[str]) -> list[str]:
 def _describe(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
     if isinstance(error, HarnessError):
         return one_line(error), error.exit_code
+    if isinstance(error, (PruningUnsupported, ModelLoadError)):
+        return str(error), ConfigError.exit_code
     text = explain.explain(error, arguments, CONF)
     if text is not None:
         return text, ConfigError.exit_code

@@ -311,6 +311,8 @@ class PruningMethod:
     example: ClassVar[Mapping[str, Any]] = {"ratio": 0.5}
     #: options to add where the encoder has no CLS token; empty = undefined there
     without_cls: ClassVar[Mapping[str, Any]] = {}
+    #: signal -> option that does without it, for models that do not offer the signal
+    instead: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         in_range(self, "ratio", 0.0, 1.0, high_open=True)

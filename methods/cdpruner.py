@@ -113,6 +113,7 @@ class CDPruner(CropMethod):
     stage: ClassVar[Literal["none", "projector", "vision", "layer"]] = "projector"
     query_aware = True
     example: ClassVar[dict[str, object]] = {"ratio": 0.5, "relevance": "constant"}
+    instead: ClassVar[dict[str, str]] = {"clip_similarity": "relevance=constant"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -209,9 +209,22 @@ class _Runtime:
                 f"{self.method.name} reads the CLS token, which the vision tower of "
                 f"{self.family.model.config.model_type} does not have{hint}"
             )
+        self._refuse_missing_signals()
         if self.method.positions == "compact" and not self.family.scalar_positions:
             raise PruningUnsupported(
                 f"{self.method.name}: positions=compact is not defined for m-rope; use original"
+            )
+
+    def _refuse_missing_signals(self) -> None:
+        if self.token_method is None:
+            return
+        cls = {"cls_attention", "last_attention", "last_keys"} if self.family.has_cls else set()
+        for signal in sorted(self.needs - self.family.offers - cls):
+            other = self.method.instead.get(signal)
+            hint = f"; use {other} instead" if other else ""
+            raise PruningUnsupported(
+                f"{self.method.name} needs the signal '{signal}', which the family "
+                f"{self.family.model.config.model_type} does not offer{hint}"
             )
 
     @contextlib.contextmanager

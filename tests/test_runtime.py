@@ -175,6 +175,21 @@ def test_training_mode_is_refused():
         model.eval()
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "substitute"),
+    [
+        ("cdpruner", {}, "relevance=constant"),
+        ("foreground", {"provider": "annotation"}, "provider=cls_attention"),
+    ],
+)
+def test_a_signal_no_family_offers_is_refused_naming_what_does_without(name, options, substitute):
+    with (
+        pytest.raises(PruningUnsupported, match=substitute),
+        prune(tiny.model("llava"), name, ratio=0.5, **options),
+    ):
+        pass
+
+
 def test_a_static_cache_is_refused():
     model = tiny.model("llava")
     feed = tiny.inputs("llava", [tiny.prompt("llava", 0)])

@@ -51,6 +51,10 @@ class Family(abc.ABC):
     model_types: ClassVar[tuple[str, ...]] = ()
     #: position ids are one number per token (False: several, as in m-rope)
     scalar_positions: ClassVar[bool] = True
+    #: encoder signals that methods may ask for
+    offers: ClassVar[frozenset[str]] = frozenset(
+        {"vision_features", "tile_features", "received_attention", "vision_keys"}
+    )
     #: modality -> method of the core that encodes it
     encoders: ClassVar[Mapping[str, str]] = {"image": "get_image_features"}
 
