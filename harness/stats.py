@@ -144,28 +144,37 @@ def paired_bootstrap(
 
 
 def compare(
-    first: Sequence[float],
-    second: Sequence[float],
+    first: Sequence[float], second: Sequence[float], clusters: NDArray[np.int64]
+) -> Paired:  # fmt: skip
+    """Two rows of scores on the same samples, the score of each being its mean."""
+    a, b = mean_of(first, clusters), mean_of(second, clusters)
+    return compare_statistics(a, b, first, second, clusters)
+
+
+def compare_statistics(
+    a: Statistic,
+    b: Statistic,
+    first: Sequence[float] | Array,
+    second: Sequence[float] | Array,
     clusters: NDArray[np.int64],
     *,
-    make: Callable[[Sequence[float]], Statistic] | None = None,
+    plain_mean: bool = True,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> Paired:
-    """Two rows on the same samples.
+    """Two rows on the same samples, by any statistic of theirs.
 
-    McNemar's exact test where every score is right or wrong, the score is their mean and no two
-    questions share an image; the paired bootstrap over images otherwise.
+    McNemar's exact test where every score is right or wrong, the statistic is their mean
+    (``plain_mean``) and no two questions share an image; the paired bootstrap over images
+    otherwise.
     """
-    build = make or (lambda scores: mean_of(scores, clusters))
-    a, b = build(first), build(second)
-    difference, low, high, p = paired_bootstrap(a, b, seed=seed)
+    difference, low, high, p = paired_bootstrap(a, b, draws=draws, seed=seed)
     values = np.union1d(np.asarray(first, dtype=float), np.asarray(second, dtype=float))
-    binary = make is None and len(values) <= 2 and values.min(initial=0) >= 0
-    binary = binary and (len(values) < 2 or 0 in values)
+    binary = len(values) <= 1 or (len(values) == 2 and values[0] == 0)
     test, alone = "paired bootstrap", int(clusters.max()) + 1 == len(clusters)
-    if binary and alone:
+    if binary and alone and plain_mean:
         p, test = mcnemar(first, second), "McNemar"
-    needed = None if make else needed_samples(np.subtract(first, second), clusters)
+    needed = needed_samples(np.subtract(first, second), clusters) if plain_mean else None
     return Paired(difference, low, high, p, test, len(clusters), needed)
 
 

@@ -219,7 +219,10 @@ def test_rows_are_tested_against_the_best_and_against_random(filled, table):
 
 
 def test_what_is_not_better_than_random_is_marked(tmp_path, table):
-    tools.fill(tmp_path, table, lambda cell: tools.right_wrong(0.5, seed=len(cell.row.key) + cell.config["seed"]))
+    def alike(cell):
+        return tools.right_wrong(0.5, seed=len(cell.row.key) + cell.config["seed"])
+
+    tools.fill(tmp_path, table, alike)
     grid = analysis.build(table, tmp_path)
     marks = [m for v in grid.values.values() for m in v.marks]
     assert analysis.NOT_FROM_RANDOM in marks and analysis.NOT_FROM_BEST in marks
