@@ -58,8 +58,9 @@ def usable(result: dict) -> bool:
 def row(result: dict) -> dict[str, str]:
     data = f"mini:{result['identity']['data']['content']}"
     unit = result["unit"]
+    checkpoint = f"{result['model']}@{result['identity']['model']['checkpoint']}"
     return dict(zip(FIELDS, [
-        f"{result['model']}@{result['identity']['model']['checkpoint']}", data, result["bench"], result["metric"],
+        checkpoint, data, result["bench"], result["metric"],
         f"{result['score']:.2f}", unit, f"{TOLERANCE[unit]:g}", "yes", result["engine"],
         "this harness, drawn data", "results/published/README.md", "",
     ], strict=True))  # fmt: skip
