@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, HarnessError
 from tests import bench_tools as tools
 from tests.engine_tools import Scripted
 
@@ -47,6 +47,24 @@ def test_oracle_reaches_the_maximum_and_a_constant_answer_the_floor(name, tmp_pa
     stated = {bench["metric"], *bench["others"]}
     absent = {"seed_video", "mme_cognition_score"}  # of rows that the eight do not contain
     assert stated - absent <= set(full.metrics)
+
+
+def test_all_benchmarks_state_the_same_things():
+    first = set(tools.config("gqa"))
+    for name in tools.BENCHES:
+        bench = tools.config(name)
+        assert set(bench) - {"judge_replaces"} == first, name
+        assert bench["judge"] in (None, "rule") and bench["samples"] > 0 and bench["prompt"]
+
+
+def test_the_commit_of_an_image_table_is_checked_too():
+    from types import SimpleNamespace
+
+    from harness.data import redirect
+
+    file = {"filename": f"/cache/org___data/images/0.0.0/{'b' * 40}/data-test.arrow"}
+    with pytest.raises(HarnessError, match="newest copy in the cache is bbbbbbbb"):
+        redirect._check_revision(SimpleNamespace(cache_files=[file]), "org/data", "a" * 40)
 
 
 def test_an_odd_limit_is_completed_to_whole_pairs(tmp_path):

@@ -87,6 +87,12 @@ def test_a_cell_with_failures_is_marked(results):
     assert len(frame.notes(cells)) == 3
 
 
+def test_engines_never_share_a_column_unseen(results):
+    cells = frame.frame([frame.row(result()), frame.row(result(engine="vlmevalkit"))])
+    assert frame.display(cells)["engine"].tolist() == ["lmms_eval", "vlmevalkit"]
+    assert "engine" not in frame.display(frame.read(results))
+
+
 def test_the_table_names_the_data(results):
     text = frame.text(frame.read(results))
     assert "mini" in text and "196 -> 19.6" in text and "90.0 %" in text

@@ -47,7 +47,8 @@ def read(results: Path) -> pd.DataFrame:
 def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Rows as a frame with the usual columns and order."""
     made = pd.DataFrame(list(rows), columns=list(COLUMNS))
-    return made.sort_values(["model", "bench", "data", "ratio", "method"], ignore_index=True)
+    order = ["model", "bench", "data", "engine", "ratio", "method"]
+    return made.sort_values(order, ignore_index=True)
 
 
 def display(cells: pd.DataFrame) -> pd.DataFrame:
@@ -61,6 +62,8 @@ def display(cells: pd.DataFrame) -> pd.DataFrame:
     shown["ratio"] = cells["ratio"].map("{:g}".format)
     shown["bench"] = cells["bench"]
     shown["data"] = cells["data"]
+    if (cells["engine"] != "lmms_eval").any():  # other prompts, other scorers: another number
+        shown["engine"] = cells["engine"]
     marks = cells["failed"].map(lambda n: "!" if n else "")
     marks += [_gate_mark(*pair) for pair in zip(cells["method"], cells["gate"], strict=True)]
     shown["score"] = cells["score"].map("{:.2f}".format) + marks
