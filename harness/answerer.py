@@ -74,7 +74,8 @@ class ModelAnswerer:
                     temperature=None,
                     top_p=None,
                     top_k=None,
-                    use_cache=True,
+                    # A method that decides anew at every step needs the whole prompt at every step.
+                use_cache=not getattr(self.run.method, "redecide", False),
                     max_new_tokens=limit,
                     pad_token_id=self.vlm.processor.tokenizer.pad_token_id,
                     logits_processor=[clock],

@@ -46,7 +46,6 @@ class Foreground(TokenMethod):
     title = "foreground kept"
     paper = "arXiv:2501.02268, Fig. 1"
     preserved: ClassVar[bool] = True
-    instead: ClassVar[Mapping[str, str]] = {"fg_mask": "provider=cls_attention"}
     without_cls: ClassVar[Mapping[str, str]] = {"provider": "received_attention"}
 
     def __post_init__(self) -> None:

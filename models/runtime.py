@@ -35,6 +35,7 @@ from methods.base import (
     Selection,
     TokenMethod,
 )
+from models.annotation import token_coverage
 from models.errors import PruningUnsupported
 from models.families import CapturedImage, Family, family_of
 from models.families.base import VisionCapture
@@ -58,10 +59,19 @@ class PruningRun:
         self.clock: Callable[[], float] = time.perf_counter
         self.records: list[SampleRecord] = []
         self._sample_ids: list[str] | None = None
+        self._foreground: list[list[Tensor]] | None = None
 
-    def begin(self, sample_ids: list[str]) -> None:
-        """Name the rows of the next prefill; stochastic methods draw from these names."""
+    def begin(
+        self, sample_ids: list[str], foreground: list[list[Tensor]] | None = None
+    ) -> None:
+        """Name the rows of the next prefill; stochastic methods draw from these names.
+
+        Args:
+            foreground: per row and image a mask ``[height, width]`` of annotated objects, for
+                methods that read the signal ``fg_mask``.
+        """
         self._sample_ids = [str(s) for s in sample_ids]
+        self._foreground = foreground
 
     def take(self) -> list[SampleRecord]:
         """Records made since the last call, in row order; they leave the run."""
@@ -120,6 +130,7 @@ class _Batch:
     grows: bool  # a cache-less decoding step of the batch before
     repeats: bool  # ... whose decision stands
     images: list[list[CapturedImage]] = field(default_factory=list)
+    foreground: list[list[Tensor]] | None = None
     records: list[SampleRecord] = field(default_factory=list)
     prompt: Tensor | None = None  # [B, M] prompt column of every entry column
     entry_valid: Tensor | None = None
@@ -219,7 +230,7 @@ class _Runtime:
         if self.token_method is None:
             return
         cls = {"cls_attention", "last_attention", "last_keys"} if self.family.has_cls else set()
-        for signal in sorted(self.needs - self.family.offers - cls):
+        for signal in sorted(self.needs - self.family.offers - cls - {"fg_mask"}):
             other = self.method.instead.get(signal)
             hint = f"; use {other} instead" if other else ""
             raise PruningUnsupported(
@@ -339,6 +350,8 @@ class _Runtime:
         )
         if self.batch.repeats:
             self.batch.records = before.records
+        self.batch.foreground = before.foreground if grows else self.run._foreground
+        self.run._foreground = None
 
     def _lookup(self, features: Any) -> list[CapturedImage]:
         if id(features) in self._captured:
@@ -495,7 +508,7 @@ class _Runtime:
                     source[row, mine],
                     image.layout,
                     key,
-                    _once(image.signals),
+                    _once(self._signals(row, number, image)),
                     image.pack,
                     self.family.project,
                 )
@@ -519,6 +532,14 @@ class _Runtime:
         for record in batch.records:
             record.selection_seconds += seconds
         return keep, embeds if changed is None else changed
+
+    def _signals(self, row: int, number: int, image: CapturedImage) -> Mapping[str, Any]:
+        """What the encoder offers, and the caller's annotation of the image if there is one."""
+        given = self.batch.foreground
+        if given is None:
+            return image.signals
+        mask = given[row // (len(self.batch.visual) // len(given))][number]
+        return {**image.signals, "fg_mask": lambda: token_coverage(mask, image.layout)}
 
     def _note_entry(
         self,

@@ -175,19 +175,39 @@ def test_training_mode_is_refused():
         model.eval()
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "substitute"),
-    [
-        ("cdpruner", {}, "relevance=constant"),
-        ("foreground", {"provider": "annotation"}, "provider=cls_attention"),
-    ],
-)
-def test_a_signal_no_family_offers_is_refused_naming_what_does_without(name, options, substitute):
+def test_a_signal_no_family_offers_is_refused_naming_what_does_without():
     with (
-        pytest.raises(PruningUnsupported, match=substitute),
-        prune(tiny.model("llava"), name, ratio=0.5, **options),
+        pytest.raises(PruningUnsupported, match="relevance=constant"),
+        prune(tiny.model("llava"), "cdpruner", ratio=0.5),
     ):
         pass
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl"])
+@pytest.mark.parametrize("name", ["foreground", "background"])
+def test_annotated_objects_decide_what_is_foreground(family, name):
+    model, one = tiny.model(family), tiny.prompt(family, 0)
+    height, width = one.sizes[0]
+    mask = torch.zeros(height, width)
+    mask[:, : width // 4] = 1  # the left quarter of the picture
+    with prune(model, name, ratio=0.5, provider="annotation") as run, torch.no_grad():
+        run.begin(["a"], foreground=[[mask]])
+        model(**tiny.inputs(family, [one]))
+        record = run.take()[0]
+        with pytest.raises(methods.MethodError, match="fg_mask"):
+            model(**tiny.inputs(family, [one]))
+    features = list(model.model.get_image_features(
+        **tiny.encoder_feed(family, one.pixels, one.sizes)).pooler_output)  # fmt: skip
+    feed = tiny.encoder_feed(family, one.pixels, one.sizes)
+    layout = family_of(model).images("image", feed, features, VisionCapture())[0].layout
+    left = torch.zeros(len(layout), dtype=torch.bool)
+    for view, (_, cols) in enumerate(layout.grids):
+        left |= (layout.view == view) & ~layout.newline & (layout.col + 0.5 < cols / 4)
+    kept = record.stages[0][1]
+    if name == "foreground":
+        assert kept[left].all()
+    else:
+        assert not kept[left].any()
 
 
 def test_a_static_cache_is_refused():
