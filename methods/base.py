@@ -372,6 +372,12 @@ class TokenMethod(PruningMethod):
                 f"{self.name}: newline=candidate needs scope=per_view or joint (crops have none)"
             )
 
+    @property
+    def merges_in_encoder(self) -> bool:
+        """The method works between encoder layers: see ``encoder_plan`` and ``encoder_merge`` of
+        :class:`methods.tome.ToMe` for what it must define then."""
+        return False
+
     def score(self, view: View) -> Tensor:
         """Importance ``[N]`` of the view's tokens; the largest stay."""
         raise NotImplementedError(f"{type(self).__name__} must define score or select")

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Merged(NamedTuple):
+    """The list after merging: ``features [n, d]``, ``size [n]``, for every original token its
+    place in the list ``group [N]``, and for every place its original token ``representative [n]``.
+    """
+
+    features: Tensor
+    size: Tensor
+    group: Tensor
+    representative: Tensor
 
 
 def top_k(score: Tensor, k: int) -> Tensor:

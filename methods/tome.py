@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from methods import ops
 from methods.base import (
+    ImageTokens,
     MethodError,
     Selection,
     SelectionShape,
@@ -18,18 +20,8 @@ from methods.base import (
     choice,
     in_range,
 )
+from methods.ops import Merged
 from methods.registry import register
-
-
-class Merged(NamedTuple):
-    """The list after merging: ``features [n, d]``, ``size [n]``, for every original token its
-    place in the list ``group [N]``, and for every place its original token ``representative [n]``.
-    """
-
-    features: Tensor
-    size: Tensor
-    group: Tensor
-    representative: Tensor
 
 
 def merge_rounds(n: int, n_out: int, per_round: int | None = None) -> list[int]:
@@ -58,11 +50,11 @@ def merge_tokens(
     merged = Merged(x, x.new_ones(n), *(torch.arange(n, device=device) for _ in range(2)))
     metric = x if metric is None else metric
     for q in merge_rounds(n, n_out, per_round):
-        merged, metric = _merge_round(merged, metric, q)
+        merged, metric = merge_round(merged, metric, q)
     return merged
 
 
-def _merge_round(state: Merged, metric: Tensor, q: int) -> tuple[Merged, Tensor]:
+def merge_round(state: Merged, metric: Tensor, q: int) -> tuple[Merged, Tensor]:
     """One round: ``q`` even places are merged into their partners among the odd places."""
     u = ops.unit(metric)
     _, row, partner = ops.best_pairs(u[0::2] @ u[1::2].mT)
@@ -108,8 +100,10 @@ class ToMe(TokenMethod):
         per_round: most tokens merged per round; None = half of those left.
         order: ``spatial`` = tokens in order of position; ``tome`` = in the order the matching
             leaves them in (needs ``positions=compact``).
-        placement: ``projector``; the original ``vision_encoder`` is another experiment, which
-            would change the encoder's own layers, and is refused.
+        placement: ``projector``; or ``vision_encoder``, as in the original: some patches in front
+            of every encoder layer, by the head-mean keys of the layer before, with attention that
+            weighs a token by its size. CLS takes no part. Merging sits between layers instead of
+            between attention and MLP. The ledger counts the encoder at full length all the same.
     """
 
     metric: Literal["tokens", "clip_keys"] = "tokens"
@@ -118,6 +112,7 @@ class ToMe(TokenMethod):
     placement: Literal["projector", "vision_encoder"] = "projector"
 
     title = "ToMe"
+    instead: ClassVar[Mapping[str, str]] = {"merge_slots": "placement=projector"}
     paper = "arXiv:2210.09461"
     merges = True
 
@@ -128,14 +123,60 @@ class ToMe(TokenMethod):
         choice(self, "placement", ("projector", "vision_encoder"))
         if self.per_round is not None:
             in_range(self, "per_round", 1, whole=True)
-        if self.placement == "vision_encoder":
-            raise MethodError("tome: merging inside the encoder is not built; placement=projector")
+        if self.placement == "vision_encoder" and (self.metric, self.order) != (
+            "tokens", "spatial"
+        ):  # fmt: skip
+            raise MethodError(
+                "tome: placement=vision_encoder compares attention keys and keeps spatial order; "
+                "metric and order belong to placement=projector"
+            )
         if self.order == "tome" and self.positions != "compact":
             raise MethodError("tome: order=tome has no original positions; use positions=compact")
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        if self.merges_in_encoder:
+            return ("merge_slots",)
         return ("vision_keys",) if self.metric == "clip_keys" else ()
+
+    @property
+    def merges_in_encoder(self) -> bool:
+        return self.placement == "vision_encoder"
+
+    def encoder_plan(self, n_layers: int, n_patches: int) -> list[int]:
+        """Patches merged away in front of each of ``n_layers`` encoder layers.
+
+        As even as whole numbers allow, or ``per_round`` until enough are gone.
+
+        Raises:
+            MethodError: ``per_round`` is too small, or layers are too few, for the ratio.
+        """
+        left = n_patches - self.count(n_patches)
+        plan, n = [], n_patches
+        for layer in range(n_layers):
+            share = -(-left // (n_layers - layer)) if self.per_round is None else self.per_round
+            plan.append(min(left, n // 2, share))
+            left, n = left - plan[-1], n - plan[-1]
+        if left:
+            raise MethodError(
+                f"tome: {n_layers} encoder layers leave {n} of {n_patches} patches at least, "
+                f"{self.count(n_patches)} are wanted; use a larger per_round or a lower ratio"
+            )
+        return plan
+
+    def encoder_merge(self, state: Merged, keys: Tensor, q: int) -> Merged:
+        """``q`` patches of one crop merged by the similarity of ``keys [n, c]``."""
+        return merge_round(state, keys, q)[0]
+
+    def keep(self, image: ImageTokens) -> Selection:
+        if not self.merges_in_encoder or self.ratio == 0:
+            return super().keep(image)
+        layout, slots = image.layout, image.signal("merge_slots")
+        alive = slots[layout.tile.clamp(min=0), layout.patch] & ~layout.newline.to(slots.device)
+        if self.newline == "keep":
+            alive = alive | layout.newline.to(slots.device)
+        indices = torch.nonzero(alive).squeeze(1).to(image.features.device)
+        return Selection(indices, image.features[indices])
 
     def select(self, view: View, k: int) -> Selection:
         metric = view.signal("vision_keys") if self.metric == "clip_keys" else None
@@ -148,6 +189,8 @@ class ToMe(TokenMethod):
     def cost(self, shape: SelectionShape) -> int:
         """(n / 2)^2 d per round on n tokens."""
         total = 0
+        if self.merges_in_encoder:
+            return total
         for n, kept in zip(shape.views, shape.kept, strict=True):
             for q in merge_rounds(n, kept, self.per_round):
                 total += (n // 2) * (n - n // 2) * shape.width

@@ -36,6 +36,7 @@ from methods.base import (
     TokenMethod,
 )
 from models.annotation import token_coverage
+from models.encoder_merge import EncoderMerging
 from models.errors import PruningUnsupported
 from models.families import CapturedImage, Family, family_of
 from models.families.base import VisionCapture
@@ -281,7 +282,12 @@ class _Runtime:
             module: functools.partial(_remember_attention, capture, name)
             for name, module in taps.items()
         }
+        merging = None
+        if self.method.ratio > 0 and getattr(self.token_method, "merges_in_encoder", False):
+            merging = EncoderMerging(family, self.token_method)
         with contextlib.ExitStack() as stack:
+            if merging is not None:
+                stack.enter_context(merging.active())
             if taps:
                 kernels = {m.config._attn_implementation for m in taps.values()}
                 stack.enter_context(AttentionTap(listeners, kernels))
@@ -289,6 +295,8 @@ class _Runtime:
                 hook = functools.partial(_remember_projection, capture)
                 stack.callback(family.projector().register_forward_hook(hook).remove)
             output = inner(*args, **kwargs)
+        if merging is not None:
+            capture.merge_slots = merging.slots
         features = list(output.pooler_output)
         named = _by_name(inspect.signature(inner), args, kwargs)
         images = family.images(modality, named, features, capture)

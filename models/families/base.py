@@ -42,6 +42,8 @@ class VisionCapture:
 
     projector_input: Tensor | None = None
     projector_output: Tensor | None = None
+    #: bool ``[crops, P]`` places that hold a token, where a method merged inside the encoder
+    merge_slots: Tensor | None = None
     attention: dict[str, list[tuple[Tensor, Tensor, float]]] = field(default_factory=dict)
 
 

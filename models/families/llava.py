@@ -24,6 +24,7 @@ class Llava(Family):
     """``LlavaForConditionalGeneration``."""
 
     model_types = ("llava",)
+    offers = Family.offers | {"merge_slots"}
 
     def projector(self) -> nn.Module:
         return self.core.multi_modal_projector
@@ -40,14 +41,18 @@ class Llava(Family):
         projector = self.projector()
         return projector(x.to(next(projector.parameters()).dtype))
 
-    def vision_taps(self, needs: frozenset[str]) -> dict[str, nn.Module]:
-        layers, index = self.vision_layers(), self.model.config.vision_feature_layer
+    def feature_layer(self) -> int:
+        """Number of the encoder layer whose output the projector reads."""
+        index = self.model.config.vision_feature_layer
         if not isinstance(index, int):
             index = index[-1]
-        taps = {}
+        # hidden_states[0] are the embeddings, so entry i is the output of layer i - 1.
+        return index % (len(self.vision_layers()) + 1) - 1
+
+    def vision_taps(self, needs: frozenset[str]) -> dict[str, nn.Module]:
+        layers, taps = self.vision_layers(), {}
         if needs & {"cls_attention", "received_attention", "vision_keys"}:
-            # hidden_states[0] are the embeddings, so entry i is the output of layer i - 1.
-            taps["features"] = layers[index % (len(layers) + 1) - 1].self_attn
+            taps["features"] = layers[self.feature_layer()].self_attn
         if needs & {"last_attention", "last_keys"}:
             taps["last"] = layers[-1].self_attn
         return taps
@@ -80,6 +85,8 @@ class Llava(Family):
             if self.has_cls:
                 # The CLS column goes, nothing is rescaled; heads last.
                 found["cls_attention"] = lambda: cls_rows(q, k, scaling)[:, :, 1:].transpose(1, 2)
+        if capture.merge_slots is not None:
+            found["merge_slots"] = lambda: capture.merge_slots[start:stop]
         if "last" in capture.attention and self.has_cls:
             last_q, last_k, _ = _part(capture, "last", start, stop)
             found["last_attention"] = lambda: cls_full_width(last_q, last_k)[:, 1:]

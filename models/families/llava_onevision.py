@@ -14,6 +14,7 @@ from methods.base import TokenLayout
 from models.families.base import (
     IMAGE_AND_VIDEO,
     CapturedImage,
+    Family,
     VisionCapture,
     grids_layout,
 )
@@ -27,6 +28,7 @@ class LlavaOnevision(LlavaNext):
     """``LlavaOnevisionForConditionalGeneration``."""
 
     model_types = ("llava_onevision",)
+    offers = Family.offers
     encoders = IMAGE_AND_VIDEO
 
     def images(
