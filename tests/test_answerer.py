@@ -142,3 +142,12 @@ def test_a_missing_cuda_device_is_said_and_not_replaced(checkpoint, monkeypatch)
 def test_unload_forgets(vlm, checkpoint):
     unload()
     assert load({"path": checkpoint, "device": "cpu", "threads": 1}) is not vlm
+
+
+def test_a_method_that_redecides_gets_the_whole_prompt_at_every_step(vlm):
+    first, second = (
+        answers(vlm, [ask(0)], "fastv", ratio=0.5, redecide=redecide)[0]
+        for redecide in (False, True)
+    )
+    assert first.extra["pruning"]["kept"] == second.extra["pruning"]["kept"]
+    assert second.text is not None and second.generated_tokens == first.generated_tokens

@@ -432,7 +432,7 @@ def test_tome_rounds_and_orders():
     with pytest.raises(MethodError, match="compact"):
         build("tome", ratio=0.5, order="tome")
     with pytest.raises(MethodError, match="placement"):
-        build("tome", ratio=0.5, placement="vision_encoder")
+        build("tome", ratio=0.5, placement="vision_encoder", metric="clip_keys")
 
 
 def test_identical_tokens_merge_into_themselves():
