@@ -57,6 +57,15 @@ def test_all_benchmarks_state_the_same_things():
         assert bench["judge"] in (None, "rule") and bench["samples"] > 0 and bench["prompt"]
 
 
+def test_judge_and_prompt_options_belong_to_the_cell():
+    from harness.benches import scoring
+
+    assert scoring(tools.config("textvqa"), "lmms_eval") == {}
+    with_hints = scoring(tools.config("textvqa_ocr"), "lmms_eval")
+    assert with_hints == {"prompt_options": {"ocr": True}}
+    assert scoring(tools.config("mmvet"), "lmms_eval") == {"judge": "rule"}
+
+
 def test_the_commit_of_an_image_table_is_checked_too():
     from types import SimpleNamespace
 
@@ -98,7 +107,17 @@ def test_mme_sums_perception_and_cognition(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mmbench_en", "mmbench_cn"])
-def test_mmbench_never_asks_a_judge_and_survives_control_characters(name, tmp_path):
+def test_mmbench_never_asks_a_judge_and_survives_control_characters(name, tmp_path, monkeypatch):
+    from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
+
+    judged = []
+
+    def judge(*arguments, **options):
+        judged.append(arguments)
+        return "Failed to obtain answer via API"
+
+    # Without a network it would wait 45 s for an answer and then draw a letter.
+    monkeypatch.setattr(MMBench_Evaluator, "get_chat_response", judge)
     right = tools.oracle(name).answer_to
     said = [
         lambda letter: f"\x07{letter}\x0b",
@@ -108,6 +127,7 @@ def test_mmbench_never_asks_a_judge_and_survives_control_characters(name, tmp_pa
     ]
     answerer = Scripted(lambda question: said[question.doc_id % 4](right(question)))
     outcome = tools.run(tmp_path, name, answerer)
+    assert judged == []
     assert [s["score"] for s in outcome.samples] == [100, 0, 100, 100] * 2
     assert outcome.metrics["gpt_eval_score"] == 75
     assert outcome.samples[0]["answer"] == right(answerer.asked[0])

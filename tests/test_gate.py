@@ -8,6 +8,7 @@ import json
 import pytest
 
 from harness import gate
+from harness.benches import for_engine
 from harness.known import groups
 from harness.tables import frame
 from tests.bench_tools import CONF, config
@@ -119,6 +120,28 @@ def test_every_status_but_passed_puts_a_mark_behind_a_pruned_score():
     assert len([note for note in frame.notes(cells) if note.startswith(gate.MARK)]) == 3
 
 
+def test_drawn_data_must_be_the_very_same(published, tmp_path):
+    fields = ["m@1", "mini:abc", "gqa", "exact_match", "70", "%", "2", "yes", "lmms_eval", "p", "s"]
+    with (published / "own_baselines.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([FIELDS.split(), [*fields, ""]])
+    gate._published.cache_clear()
+    made = result(metrics={"exact_match": 0.71}, data="mini", checkpoint_id="m@1")
+    assert gate.judge(made, published).status == gate.UNKNOWN
+    made["identity"]["data"] = {"content": "abc"}
+    assert gate.judge(made, published).status == gate.PASSED
+
+
+def test_the_shipped_model_has_reference_figures_of_its_own():
+    """After training it again: python scripts/reference_figures.py"""
+    from harness.checkpoint import fingerprint
+    from tests.engine_tools import ROOT
+
+    wanted = f"embedded@{fingerprint(ROOT / 'models/embedded/llava')}"
+    own = [row for row in rows() if row["data"].startswith("mini:")]
+    assert {row["checkpoint"] for row in own} == {wanted}
+    assert {row["engine"] for row in own} == {"lmms_eval", "vlmevalkit"}
+
+
 def rows():
     for file in sorted(gate.PUBLISHED.glob("*baselines.csv")):
         with file.open(newline="") as stream:
@@ -133,10 +156,11 @@ def test_published_rows_name_existing_benchmarks_metrics_and_checkpoints():
     for row in rows():
         assert list(row) == FIELDS.split()
         bench = config(row["bench"])
+        bench = for_engine(bench, {"name": row["engine"]})
         assert set(row["metric"].split("|")) <= {bench["metric"], *bench["others"]}
-        assert row["checkpoint"] in checkpoints, row["checkpoint"]
+        assert row["checkpoint"].partition("@")[0] in checkpoints, row["checkpoint"]
         assert row["decides"] in ("yes", "no") and row["source"] and float(row["tolerance"]) > 0
-        if bench["judge"] and bench.get("judge_replaces"):
+        if bench.get("judge_replaces") and row["data"] == "hub":
             assert row["decides"] == "no", "a rule's verdicts are not on the published scale"
 
 
