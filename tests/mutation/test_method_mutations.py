@@ -120,12 +120,12 @@ def diverse_part_in_raster_order(patch: pytest.MonkeyPatch) -> None:
 
 
 def unweighted_means(patch: pytest.MonkeyPatch) -> None:
-    inner = tome._merge_round
+    inner = tome.merge_round
 
     def merge_round(state: tome.Merged, metric: torch.Tensor, q: int) -> tuple:
         return inner(state._replace(size=torch.ones_like(state.size)), metric, q)
 
-    patch.setattr(tome, "_merge_round", merge_round)
+    patch.setattr(tome, "merge_round", merge_round)
 
 
 def one_criterion_is_enough(patch: pytest.MonkeyPatch) -> None:
