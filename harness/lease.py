@@ -131,8 +131,9 @@ def _free(owner: dict[str, Any], age: float, expiry: float) -> bool:
 def _dead(owner: dict[str, Any]) -> bool:
     """True if the holder certainly does not live any more; False if that cannot be known."""
     me = _me()
-    if owner.get("slurm") and owner["slurm"] == me["slurm"]:
-        return owner.get("restart", 0) < me["restart"]
+    same_job = owner.get("slurm") and owner["slurm"] == me["slurm"]
+    if same_job and owner.get("restart", 0) < me["restart"]:
+        return True
     if owner.get("host") != me["host"] or not owner.get("start"):
         return False
     return _start_time(owner["pid"]) != owner["start"]

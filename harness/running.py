@@ -165,6 +165,7 @@ def _compute(
     meter.check_removal(outcome.samples, prepared.config["ratio"], method.ratio_mode)
     result = _result(prepared, outcome)
     result |= {
+        "shared_vision": _shared_calls(),
         "resumed_after": len(earlier) if resumed is None else resumed,
         "processes": processes,
         "started": started,
@@ -177,6 +178,13 @@ def _compute(
     return result
 
 
+def _shared_calls() -> int:
+    """Calls of the image encoder that were remembered from another cell."""
+    from harness import sharing
+
+    return sharing.current().hits if sharing.current() else 0
+
+
 def _answer(
     prepared: Prepared,
     store: Store,
@@ -185,7 +193,7 @@ def _answer(
     earlier: list[dict[str, Any]],
     group: ranks.Ranks | None = None,
 ) -> Any:
-    from harness import engines
+    from harness import engines, sharing
     from harness.answerer import ModelAnswerer
     from harness.engines.base import Job
     from models import prune
@@ -216,6 +224,7 @@ def _answer(
             on_progress=progress.update,
             share=share,
         )
+        run.shared = sharing.enter(prepared.cell)
         answerer = ModelAnswerer(vlm, run, config["decoding"]["max_new_tokens"])
         return engine.run(job, answerer)
 

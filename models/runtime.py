@@ -58,6 +58,7 @@ class PruningRun:
     def __init__(self, method: PruningMethod) -> None:
         self.method = method
         self.clock: Callable[[], float] = time.perf_counter
+        self.shared: Any = None  # remembers encoder calls across runs, see harness.sharing
         self.records: list[SampleRecord] = []
         self._sample_ids: list[str] | None = None
         self._foreground: list[list[Tensor]] | None = None
@@ -157,10 +158,12 @@ class _Runtime:
         self.method = method
         self.token_method = method if isinstance(method, TokenMethod) else None
         self.layer_method = method if isinstance(method, LayerMethod) else None
-        if method.stage not in ("none", "projector", "vision", "layer"):
+        if method.stage == "compose" and method.ratio > 0:
+            self.token_method, self.layer_method = method.token_method, method.layer_method
+        if method.stage not in ("none", "projector", "vision", "layer", "compose"):
             raise PruningUnsupported(f"unknown stage '{method.stage}' of method {method.name}")
         self.needs = frozenset(method.needs) if method.ratio > 0 else frozenset()
-        if getattr(method, "scope", "") == "per_tile":
+        if method.ratio > 0 and getattr(self.token_method, "scope", "") == "per_tile":
             self.needs |= {"tile_features"}
         self.run = PruningRun(method)
         self.batch: _Batch | None = None
@@ -231,8 +234,9 @@ class _Runtime:
         if self.token_method is None:
             return
         cls = {"cls_attention", "last_attention", "last_keys"} if self.family.has_cls else set()
-        for signal in sorted(self.needs - self.family.offers - cls - {"fg_mask"}):
-            other = self.method.instead.get(signal)
+        wanted = frozenset(self.token_method.needs) if self.token_method.ratio > 0 else frozenset()
+        for signal in sorted(wanted - self.family.offers - cls - {"fg_mask"}):
+            other = self.token_method.instead.get(signal)
             hint = f"; use {other} instead" if other else ""
             raise PruningUnsupported(
                 f"{self.method.name} needs the signal '{signal}', which the family "
@@ -294,7 +298,11 @@ class _Runtime:
             if self.needs:
                 hook = functools.partial(_remember_projection, capture)
                 stack.callback(family.projector().register_forward_hook(hook).remove)
-            output = inner(*args, **kwargs)
+            if self.run.shared is None or merging is not None:
+                output = inner(*args, **kwargs)
+            else:
+                seen = frozenset(taps) | ({"projection"} if self.needs else frozenset())
+                output = self.run.shared.encode(inner, args, kwargs, capture, seen)
         if merging is not None:
             capture.merge_slots = merging.slots
         features = list(output.pooler_output)

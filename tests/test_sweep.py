@@ -127,6 +127,7 @@ def test_the_batch_script_says_what_was_asked_for(tmp_path):
     for line in ("--partition=gpu", "--gpus-per-node=1", "--time=30", "--mem=8G", "--requeue\n",
                  "--array=0-1%4", "--signal=B:USR2@60", "--mail-type=END"):  # fmt: skip
         assert f"#SBATCH {line}" in text, line
+    assert 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' in text
     assert "account" not in text and "module load cuda" in text
 
 

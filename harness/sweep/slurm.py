@@ -59,7 +59,8 @@ trap '' USR2 TERM
 if [ $status -eq {requeue} ] || [ $status -ge 128 ]; then
     if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most} ]; then
         echo "queued again after status $status (start ${{SLURM_RESTART_COUNT:-0}})"
-        scontrol requeue "$SLURM_JOB_ID" && sleep 60
+        # Not SLURM_JOB_ID: one task of an array has the array's own number there, which means all.
+        scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" && sleep 60
     fi
 fi
 exit $status

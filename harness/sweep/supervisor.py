@@ -6,6 +6,8 @@ A process of its own, without torch, so that running out of memory takes the wor
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -18,6 +20,7 @@ from harness.sweep.outcomes import FAILED, RUNNING, Outcomes
 from harness.sweep.worker import SOME_FAILED
 
 CRASHES = 2  # workers that may die on one cell before it counts as failed
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 REQUEUE = 75  # exit status of a supervisor that was told to make room: run the job again
 
 
@@ -46,10 +49,18 @@ def _start(folder: Path, job: int) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "harness.sweep.worker", str(folder), str(job)],
         env={**os.environ, "PYTHONPATH": path},
-        # SLURM sends its warning to every process of a step; the worker and what it starts would
-        # die of it. The supervisor decides.
-        preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
+        preexec_fn=_prepare,
     )
+
+
+def _prepare() -> None:
+    """In the new worker, before it begins."""
+    # SLURM sends its warning to every process of a step; the worker and what it starts would die
+    # of it. The supervisor decides.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    # A worker whose supervisor was killed goes too: the job's next start does its work.
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -7,10 +7,11 @@ later, and its result taken over from there, or its work if that process dies.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,27 @@ def work(plan: plans.Plan, places: Sequence[int], run: Runner | None = None) -> 
     """Work off the items at ``places``; 0 if all of them are done, SOME_FAILED if not."""
     run, outcomes = run or run_item, Outcomes(plan.folder)
     left = [place for place in places if not outcomes.settled(place)]
-    waiting: list[int] = []
-    for place in left:
-        if not _attempt(plan, place, run, outcomes):
-            waiting.append(place)
-    while waiting:
-        time.sleep(POLL)
-        waiting = [place for place in waiting if not _attempt(plan, place, run, outcomes, True)]
+    with _shared([plan.items[place].config for place in left]):
+        waiting = [place for place in left if not _attempt(plan, place, run, outcomes)]
+        while waiting:
+            time.sleep(POLL)
+            waiting = [p for p in waiting if not _attempt(plan, p, run, outcomes, again=True)]
     failed = any((outcomes.get(place) or {}).get("state") == FAILED for place in places)
     return SOME_FAILED if failed else 0
+
+
+@contextlib.contextmanager
+def _shared(configs: Sequence[dict[str, Any]]) -> Iterator[None]:
+    """Vision features shared by the cells of a job, where there are several and it is wanted."""
+    sweep = configs[0].get("sweep", {}) if configs else {}
+    answering = [config for config in configs if config["task"] == "cell"]
+    if len(answering) < 2 or not sweep.get("share_vision"):
+        yield
+        return
+    from harness.sharing import shared
+
+    with shared(sweep["share_gb"]):
+        yield
 
 
 def _attempt(
