@@ -1,0 +1,1 @@
+"""Figures, from stored records alone wherever that is possible."""
