@@ -97,9 +97,7 @@ class Bench:
                 generation.generate(self.sample.feed)
                 self.macs[name, ratio] = causal_macs(self.arch, run.take()[0], method)
             seconds = generation.stages(self.sample.feed)
-        self.times.setdefault((name, ratio), []).append(
-            (seconds["prefill"], seconds["selection"])
-        )
+        self.times.setdefault((name, ratio), []).append((seconds["prefill"], seconds["selection"]))
 
     def best(self, name: str, ratio: float) -> tuple[float, float]:
         """Seconds of the fastest prefill and of the fastest selection."""

@@ -10,8 +10,14 @@ from statistics import median
 from typing import Any
 
 
-def device_clock(device: str) -> Callable[[], float]:
-    """Seconds, read after everything queued on ``device`` is done."""
+def device_clock(device: str, kind: str = "wall") -> Callable[[], float]:
+    """Seconds, read after everything queued on ``device`` is done.
+
+    ``kind="cpu"`` is CPU time of this process, all threads together: on one thread it is the time
+    an idle machine would take, whatever else runs.
+    """
+    if kind == "cpu":
+        return time.process_time
     if not device.startswith("cuda"):
         return time.perf_counter
     import torch

@@ -13,6 +13,8 @@ def report(result: dict[str, Any]) -> str:
     weights = ", random weights" if model.get("weights") == "random" else ""
     head = (f"{result['model']}{weights}: {result['method']} {result['ratio']:g} against unpruned, "
             f"{model['device']}, {model['dtype']}, {model['attention']}")  # fmt: skip
+    if result["identity"]["timing"].get("clock") == "cpu":
+        head += ", CPU time"
     parts = [head]
     for batch in result["batches"]:
         parts += ["", *_batch_lines(batch)]

@@ -1,0 +1,134 @@
+"""task=profile: the true architectures, counted without weights; and its pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import methods
+from harness import profile
+from harness.cost import shapes
+from harness.errors import ConfigError, HarnessError
+from harness.figures import cost as figures
+from harness.timing import run as timing_run
+from models import prune
+from models.describe import describe, hf_config
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "models" / "architectures").glob("*.json"))
+#: parameters in 10^9, as the model cards state them or the checkpoints' files add up to
+PARAMETERS = {
+    "llava15_7b": 7.06, "llava15_13b": 13.35, "llava_next_7b": 7.06, "llava_next_13b": 13.35,
+    "llava_next_mistral_7b": 7.57, "llava_next_8b": 8.36, "qwen2_vl_2b": 2.21,
+    "qwen2_vl_7b": 8.29, "qwen2_5_vl_7b": 8.29, "llava_onevision_7b": 8.03,
+}  # fmt: skip
+
+
+def request(name: str, method: str = "gprune", ratio: float = 0.7, **changes) -> dict:
+    return {
+        "model": {"name": name, "architecture": str(ROOT / f"models/architectures/{name}.json")},
+        "method": {"name": method}, "ratio": ratio, "seed": 0, "image_size": "672x672",
+        "text_tokens": 64, **changes,
+    }  # fmt: skip
+
+
+def test_every_published_model_has_an_architecture():
+    named = {f.stem for f in FILES}
+    for file in (ROOT / "conf" / "model").glob("*.yaml"):
+        entry = yaml.safe_load(file.read_text())
+        if entry.get("hub"):
+            assert f"{file.stem}.json" in entry["architecture"] and file.stem in named
+            assert json.loads((FILES[0].parent / f"{file.stem}.json").read_text())["source"] == (
+                entry["hub"]
+            )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_an_architecture_has_the_parameters_of_its_checkpoint(file):
+    model = shapes.skeleton(hf_config(describe(file)))
+    count = sum(p.numel() for p in model.parameters()) / 1e9
+    assert count == pytest.approx(PARAMETERS[file.stem], abs=0.006)
+
+
+@pytest.mark.parametrize("method", ["gprune", "fastv"])
+@pytest.mark.parametrize("name", ["llava15_7b", "llava_next_8b", "qwen2_5_vl_7b"])
+def test_the_ledger_equals_the_counter_on_the_true_architectures(name, method):
+    result = profile.run_profile(request(name, method, image_size="1000x600"))
+    for side in ("full", "pruned"):
+        for stage, counted in result[side]["counted"].items():
+            assert result[side]["stages"][stage] == counted, (side, stage)
+
+
+def test_the_profile_of_the_papers_model():
+    result = profile.run_profile(request("llava_next_8b"))
+    assert result["visual_tokens"] == 576 + 48 * 49
+    assert result["visual_per_layer"] == [172 + 691 + 48] * 32
+    assert result["full"]["conventions"]["flops"] == 2 * result["full"]["conventions"]["macs"]
+    text = profile.report(result)
+    assert "911 (32 layers)" in text and "paper_gprune" in text and "the same" in text
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("gprune", {}), ("random", {"scope": "joint", "newline": "drop"}), ("divprune", {})],
+)
+def test_the_planned_record_is_that_of_a_run(family, name, options):
+    if family in tiny.M_ROPE:
+        options = {**options, "positions": "original"}
+    method = methods.build(name, ratio=0.6, **options)
+    model = tiny.model(family)
+    inputs = shapes.encoder_inputs(model, (64, 64), {})
+    layout = shapes.layout(model, inputs)
+    ids = torch.tensor([[6, 7, 8, *[tiny.IMAGE_TOKEN] * len(layout), 9, 10, 11]])
+    feed = {**inputs, "pixel_values": torch.randn(inputs["pixel_values"].shape), "input_ids": ids}
+    if family in tiny.M_ROPE:
+        feed["mm_token_type_ids"] = (ids == tiny.IMAGE_TOKEN).int()
+    with prune(model, method) as run, torch.no_grad():
+        model(**feed)
+        real = run.take()[0]
+    planned = shapes.record(model, [layout], 6, method)
+    for field in ("prompt_length", "crops", "grids", "views", "visual_per_layer"):
+        assert getattr(planned, field) == getattr(real, field), field
+    assert planned.visual.tolist() == real.visual.tolist()
+
+
+@pytest.mark.parametrize("text", ["672", "0x3", "axb", "672x", None])
+def test_a_wrong_image_size_is_one_line(text):
+    with pytest.raises(ConfigError, match="image_size must be"):
+        shapes.parse_size(text)
+
+
+def test_a_model_without_sizes_is_one_line(tmp_path):
+    model = {"name": "x", "architecture": str(tmp_path / "none.json")}
+    with pytest.raises(ConfigError, match="cannot read the architecture"):
+        profile.run_profile({**request("llava15_7b"), "model": model})
+
+
+def test_pictures_are_drawn_from_a_result_folder(tmp_path):
+    with pytest.raises(HarnessError, match="no profile"):
+        figures.draw_breakdown(tmp_path, tmp_path)
+    with pytest.raises(HarnessError, match="no timing"):
+        figures.draw_speedup(tmp_path, tmp_path)
+    for ratio in (0.5, 0.9):
+        profile.store(profile.run_profile(request("llava15_7b", ratio=ratio)), tmp_path)
+    side = {"predicted": 2.0, "measured": 1.9}
+    comparison = {k: {"ttft": v, "end_to_end": v / 2} for k, v in side.items()}
+    timed = {
+        "method": "gprune", "ratio": 0.7, "model": "m", "key": "12345678",
+        "batches": [{"batch_size": 1, "comparison": comparison}],
+    }  # fmt: skip
+    timing_run._store(timed, tmp_path)
+    bars = figures.bars(tmp_path)
+    assert [b.label for b in bars] == ["unpruned", "gprune 0.5", "gprune 0.9"]
+    assert [(p.stage, p.predicted, p.measured) for p in figures.points(tmp_path)] == [
+        ("ttft", 2.0, 1.9), ("end_to_end", 1.0, 0.95)
+    ]  # fmt: skip
+    drawn = figures.draw_breakdown(tmp_path, tmp_path) + figures.draw_speedup(tmp_path, tmp_path)
+    assert all(f.stat().st_size > 1000 for f in drawn)
+    assert {f.suffix for f in drawn} >= {".png"}
