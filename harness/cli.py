@@ -133,8 +133,14 @@ def _check_keys(config: dict[str, Any], choices: dict[str, str | None]) -> None:
     valid = known.keys(CONF, choices)
     free = [group for group in known.groups(CONF) if _is_free(group, choices.get(group), config)]
     for key in settings.unknown_keys(config, valid):
-        if key.partition(".")[0] not in free:
+        if key.partition(".")[0] not in free and not _inside_a_mapping(key, valid):
             raise ConfigError(explain.unknown_option(key, valid, choices))
+
+
+def _inside_a_mapping(key: str, valid: Sequence[str]) -> bool:
+    """True below an option that is a mapping of its own, as the options of a composed method."""
+    parent = key.rpartition(".")[0]
+    return "." in parent and parent in valid
 
 
 def _is_free(group: str, choice: str | None, config: dict[str, Any]) -> bool:

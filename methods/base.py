@@ -303,7 +303,7 @@ class PruningMethod:
     name: ClassVar[str] = "method"
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
-    stage: ClassVar[Literal["none", "projector", "vision", "layer"]] = "none"
+    stage: ClassVar[Literal["none", "projector", "vision", "layer", "compose"]] = "none"
     needs: ClassVar[tuple[str, ...]] = ()
     merges: ClassVar[bool] = False
     query_aware: ClassVar[bool] = False

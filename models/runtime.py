@@ -436,7 +436,7 @@ class _Runtime:
         batch.images = []
         batch.shortened = bool((keep != valid).any())
         if self.layer_method is not None:
-            self._plan_layers(valid)
+            self._plan_layers(keep)
         width = batch.visual.shape[1]
         batch.prompt = torch.arange(width, device=embeds.device).expand(len(embeds), -1)
         batch.entry_valid, batch.entry_visual = valid, batch.visual
@@ -593,9 +593,10 @@ class _Runtime:
 
     # -- hook 4: before a decoder layer ---------------------------------------------------------
 
-    def _plan_layers(self, valid: Tensor) -> None:
+    def _plan_layers(self, keep: Tensor) -> None:
+        """Schedules of the rows, for the visual tokens that enter layer 0."""
         depth = len(self.family.layers)
-        counts = self.batch.visual.sum(1).tolist()
+        counts = (self.batch.visual & keep).sum(1).tolist()
         self.batch.plans = [self.layer_method.checked_schedule(depth, n) for n in counts]
         if any(plan and plan[0] < n for plan, n in zip(self.batch.plans, counts, strict=True)):
             raise PruningUnsupported(f"{self.method.name}: layer 0 has no attention before it")

@@ -43,7 +43,10 @@ def test_every_method_has_a_config_and_every_config_a_method():
 @pytest.mark.parametrize("name", methods.available())
 def test_a_methods_config_equals_its_dataclass(name):
     entry = known.entries(CONF, "method", name)
-    fields = {f.name: f.default for f in dataclasses.fields(methods.get(name))}
+    fields = {
+        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        for f in dataclasses.fields(methods.get(name))
+    }
     expected = {k: v for k, v in fields.items() if k not in TOP_LEVEL}
     assert entry.pop("name") == name
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in expected.items()}

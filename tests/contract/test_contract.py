@@ -77,6 +77,12 @@ def test_exactly_the_planned_number_of_tokens_enters_each_layer(method, family, 
             plan = one.checked_schedule(record.n_layers, record.visual_tokens)
             assert record.visual_per_layer == list(plan)
             continue
+        if one.stage == "compose":
+            entry = record.visual_per_layer[0]
+            plan = one.layer_method.checked_schedule(record.n_layers, entry)
+            assert entry < record.visual_tokens and plan[-1] < entry
+            assert record.visual_per_layer == list(plan)
+            continue
         n_newline = record.visual_tokens - sum(record.views)
         if one.scope == "per_tile" and family not in tiny.M_ROPE:
             per_crop = tiny.CROP // tiny.PATCH
@@ -183,8 +189,8 @@ def test_the_cost_of_selection_is_stated(method):
 def test_the_method_says_what_it_is(method):
     cls = methods.get(method)
     assert cls.title and cls.__doc__ and len(cls.__doc__) > 80
-    assert cls.stage in ("projector", "vision", "layer")
-    assert issubclass(cls, TokenMethod | LayerMethod)
+    assert cls.stage in ("projector", "vision", "layer", "compose")
+    assert cls.stage == "compose" or issubclass(cls, TokenMethod | LayerMethod)
 
 
 def test_a_missing_cls_token_is_refused_naming_the_substitute(method):
