@@ -1,0 +1,1 @@
+"""The report: tables, figures and samples of a table on one self-contained page."""

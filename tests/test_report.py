@@ -1,0 +1,112 @@
+"""The report: one file, everything escaped, working from file:// in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.report import page
+from harness.tables import analysis, spec
+from tests import table_tools as tools
+
+EVIL = "</script><script>document.title='pwned'</script><img src=x onerror=alert(1)> @DATA@"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture
+def made(tmp_path):
+    table = spec.load("mini_table2")
+    tools.fill(tmp_path, table)
+    for file in tmp_path.glob("runs/*/*/*/samples.jsonl"):
+        entries = [json.loads(line) for line in file.read_text().splitlines()]
+        for entry in entries:
+            entry |= {"prompt": f"question {entry['doc_id']} {EVIL}", "reference": EVIL,
+                      "answer": f"{entry['answer']} {EVIL}"}  # fmt: skip
+        file.write_text("".join(json.dumps(e) + "\n" for e in entries))
+        (file.parent / "cell.yaml").write_text(
+            "config: {engine: {name: e}, bench: {engines: {e: {table: none}}}}"
+        )
+    text = page.build(analysis.build(table, tmp_path), tmp_path, limit=10)
+    file = tmp_path / "report.html"
+    file.write_text(text)
+    return file
+
+
+def test_the_page_needs_no_other_file(made):
+    text = made.read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)[^"']*["']""", text.split("<script")[0])
+    assert "default-src 'none'" in text and "http" not in re.sub(r"http-equiv", "", text)
+
+
+def test_what_a_model_said_never_becomes_markup(made):
+    text = made.read_text()
+    assert text.count("<script") == 2 and text.count("</script>") == 2
+    assert "<img src=x" not in text
+    stored = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+    data = json.loads(stored)
+    assert data["samples"][0]["reference"] == EVIL  # unharmed as data, inert as markup
+    assert len(data["samples"]) == 30 and data["benches"][0]["label"] == "GQA"
+
+
+def test_the_page_is_the_same_twice(made):
+    table = spec.load("mini_table2")
+    again = page.build(analysis.build(table, made.parent), made.parent, limit=10)
+    assert again == made.read_text()
+
+
+def test_the_numbers_can_be_sorted_and_explained(made):
+    text = made.read_text()
+    assert 'data-sort="' in text and "95 % interval" in text and "McNemar, Holm" in text
+
+
+def browser() -> str:
+    found = next((shutil.which(name) for name in BROWSERS if shutil.which(name)), None)
+    if found is None:
+        pytest.skip("no Chromium here (apt-get install chromium): the report was not rendered")
+    return found
+
+
+def chromium(*arguments):
+    line = [browser(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+            "--hide-scrollbars", "--virtual-time-budget=4000", *arguments]  # fmt: skip
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_the_page_works_from_a_file_in_chromium(made):
+    script = """<script>
+      byId("which").value = "lost"; byId("which").dispatchEvent(new Event("input"));
+      const head = [...document.querySelectorAll("table.grid thead th")][2];
+      head.click();
+      document.body.dataset.lost = document.querySelectorAll("article").length;
+      document.body.dataset.order = [...head.closest("table").tBodies[0].rows]
+        .map(r => r.cells[2].dataset.sort).join(" ");
+      document.body.dataset.wide = document.documentElement.scrollWidth <= innerWidth;
+    </script></body>"""
+    made.write_text(made.read_text().replace("</body>", script))
+    done = chromium("--window-size=1280,900", "--dump-dom", made.as_uri())
+    assert 'data-ready="yes"' in done.stdout, done.stderr[-400:]
+    assert "pwned" not in re.search(r"<title>(.*?)</title>", done.stdout)[1]
+    assert "&lt;/script&gt;" in done.stdout  # shown as text
+    assert int(re.search(r'data-lost="(\d+)"', done.stdout)[1]) > 0
+    order = [float(x) for x in re.search(r'data-order="([^"]*)"', done.stdout)[1].split()]
+    assert order == sorted(order, reverse=True) and len(order) == 5
+    assert 'data-wide="true"' in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["1366,900", "500,900"])  # a window is never below 500 wide
+def test_a_picture_of_the_page(made, size, tmp_path):
+    file = Path(tmp_path) / "shot.png"
+    done = chromium(f"--window-size={size}", f"--screenshot={file}", made.as_uri())
+    assert file.exists(), done.stderr[-400:]
+    import numpy as np
+    import PIL.Image
+
+    pixels = np.asarray(PIL.Image.open(file).convert("L"))
+    assert pixels.std() > 10 and len(np.unique(pixels)) > 50  # not an empty page
