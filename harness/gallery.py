@@ -1,0 +1,155 @@
+"""``docs/methods.md``: every registered method at a glance, with what it keeps of one picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import io
+from pathlib import Path
+from typing import Any
+
+RATIO = 0.9
+COLUMNS = 6
+_STAGES = {
+    "projector": "before the LLM",
+    "vision": "encoder scores, before the LLM",
+    "layer": "inside the LLM",
+    "compose": "before and inside the LLM",
+    "none": "nowhere",
+}
+
+
+def write(page: Path, checkpoint: Path, row: int = 3) -> list[Path]:
+    """Write the page and, beside it, the picture of kept tokens; returns both paths.
+
+    Args:
+        checkpoint: a LLaVA-1.5-like model, one square view per picture.
+        row: sample of the drawn TextVQA stand-in that is shown.
+    """
+    import methods
+
+    names = methods.available()
+    picture = page.with_name(f"{page.stem}-kept.png")
+    kept, notes, shown = _kept(checkpoint, names, row)
+    _draw(kept, shown, picture)
+    lines = _header(picture.name, shown["question"])
+    for name in names:
+        lines += _entry(methods.get(name), notes.get(name, ""))
+    page.write_text("\n".join(lines) + "\n")
+    return [page, picture]
+
+
+def _kept(checkpoint: Path, names: list[str], row: int) -> tuple[dict, dict, dict[str, Any]]:
+    """Kept mask ``[rows, cols]`` in the last layer per method, remarks, and what was asked."""
+    import PIL.Image
+
+    from harness.answerer import chat_inputs
+    from harness.data import mini
+    from harness.engines.base import Question
+    from models.load import load
+
+    sample = mini.tables("textvqa", seed=0, n=row + 1)[0].rows[row]
+    image = PIL.Image.open(io.BytesIO(sample["image"]["bytes"])).convert("RGB")
+    vlm = load({"path": checkpoint, "name": "gallery", "device": "cpu", "threads": 1})
+    question = Question(row, "gallery", sample["question"], lambda: [image])
+    inputs = chat_inputs(vlm, [question], [[image]])
+    kept, notes = {}, {}
+    for name in names:
+        mask, note = _one(vlm.model, name, inputs)
+        notes[name] = note
+        if mask is not None:
+            kept[name] = mask
+    return kept, notes, {"image": image, "question": sample["question"]}
+
+
+def _one(model: Any, name: str, inputs: Any) -> tuple[Any, str]:
+    """Mask of one method at the page's ratio, or why there is none."""
+    import torch
+
+    import methods
+    from models import prune
+    from models.errors import PruningUnsupported
+
+    cls = methods.get(name)
+    options = {} if name == "none" else {**cls.example, "ratio": RATIO}
+    note = ""
+    for extra in ({}, {"ratio_mode": "local"}):
+        try:
+            with prune(model, name, **options, **extra) as run, torch.inference_mode():
+                run.begin(["gallery"])
+                model(**inputs, use_cache=True)
+                record = run.take()[0]
+        except (methods.MethodError, PruningUnsupported) as error:
+            note = note or str(error)
+            continue
+        side = round(record.visual_tokens**0.5)
+        text = ", ".join(f"{k}={v}" for k, v in {**options, **extra}.items() if k != "ratio")
+        mask = record.alive(record.n_layers - 1).reshape(side, side).numpy()
+        removed = f"removes {record.mean_removal:.1%} on average"
+        return mask, f"{removed} ({text})" if text else removed
+    return None, note
+
+
+def _draw(kept: dict[str, Any], shown: dict[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    rows = -(-len(kept) // COLUMNS)
+    figure = Figure(figsize=(2.0 * COLUMNS, 2.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    for axis in axes:
+        axis.axis("off")
+    for axis, (name, mask) in zip(axes, kept.items(), strict=False):
+        width, height = shown["image"].size
+        axis.imshow(shown["image"], extent=(0, width, height, 0), interpolation="nearest")
+        veil = [[(1, 1, 1, 0.0 if cell else 0.82) for cell in line] for line in mask]
+        axis.imshow(veil, extent=(0, width, height, 0), interpolation="nearest")
+        axis.set_title(f"{name} ({int(mask.sum())})", fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def _header(picture: str, question: str) -> list[str]:
+    return [
+        "# Methods",
+        "",
+        "Made from the registry by `python scripts/gallery.py`. The pictures show the tokens in",
+        f"force in the last layer of the embedded model at ratio {RATIO}, asked \"{question}\"; in",
+        "brackets their number. Methods inside the language model keep more in earlier layers, and",
+        "fewer layers than in a 7B model leave them less room, so some are shown with their own",
+        "parameter (`ratio_mode=local`).",
+        "",
+        f"![kept tokens]({picture})",
+        "",
+    ]
+
+
+def _entry(cls: Any, note: str) -> list[str]:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    own = [n for n in fields if n not in _common()]
+    defaults = ", ".join(f"{n}={_default(fields[n])}" for n in own)
+    facts = [_STAGES[cls.stage]]
+    query = inspect.getattr_static(cls, "query_aware", False)
+    facts.append("reads the question" if query is True else "blind to the question")
+    if inspect.getattr_static(cls, "merges", False) is True:
+        facts.append("merges")
+    paper = f" ({cls.paper})" if cls.paper else ""
+    return [
+        f"## {cls.name}: {cls.title}{paper}",
+        "",
+        f"*{'; '.join(facts)}.* {note[:1].upper()}{note[1:]}.".replace("..", "."),
+        "",
+        *inspect.getdoc(cls).splitlines(),
+        "",
+        f"Defaults: `{defaults}`" if defaults else "No options of its own.",
+        "",
+    ]
+
+
+def _common() -> set[str]:
+    import methods
+
+    return {f.name for f in dataclasses.fields(methods.PruningMethod)}
+
+
+def _default(item: Any) -> str:
+    made = item.default_factory is not dataclasses.MISSING
+    return str(item.default_factory() if made else item.default)
