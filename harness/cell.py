@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness import benches
+from harness.data import subset
 from harness.errors import ConfigError
 
 INSTALL = {
@@ -139,6 +140,7 @@ def asked(config: dict[str, Any]) -> dict[str, Any]:
             "task": bench["engines"][engine]["task"],
             "limit": bench.get("limit"),
             "indices": bench.get("indices"),
+            **subset.identity(bench),
             **benches.scoring(bench, engine),
         },
         "engine": engine,

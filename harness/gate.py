@@ -122,7 +122,8 @@ def _status(result: Mapping[str, Any], compared: Iterable[Comparison]) -> str:
     if not deciding:
         return UNKNOWN
     asked = result["identity"]["bench"]
-    if asked.get("limit") is not None or asked.get("indices") is not None or result["n_failed"]:
+    part = any(asked.get(key) is not None for key in ("limit", "indices", "subset"))
+    if part or result["n_failed"]:
         return PARTIAL
     return PASSED if any(comparison.within for comparison in deciding) else FAILED
 

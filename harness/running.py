@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from harness import benches, lease, meter, provenance, ranks
+from harness import benches, lease, meter, provenance, ranks, reuse
 from harness.cell import method_options
 from harness.display import Progress, say
 from harness.engines.base import ShareAnswered
@@ -73,6 +73,8 @@ def _leased(prepared: Prepared, store: Store, group: ranks.Ranks | None) -> Iter
 def _open(prepared: Prepared, store: Store) -> None:
     store.open(prepared.config, fresh=bool(prepared.config["force"]))
     ranks.fold(store.folder, store.journal_file)  # what a killed group of processes left behind
+    if not prepared.config["force"] and (taken := reuse.into(store)):
+        say(f"{taken} answers of other runs on other rows of this benchmark are at hand")
 
 
 def _compute_together(
@@ -165,6 +167,7 @@ def _compute(
     meter.check_removal(outcome.samples, prepared.config["ratio"], method.ratio_mode)
     result = _result(prepared, outcome)
     result |= {
+        "reused": sum("reused" in sample for sample in outcome.samples),
         "shared_vision": _shared_calls(),
         "resumed_after": len(earlier) if resumed is None else resumed,
         "processes": processes,

@@ -11,7 +11,7 @@ from typing import Any
 from harness import benches, calibrate, checkpoint, device, prefetch
 from harness import cell as cells
 from harness.cost import solver
-from harness.data import source
+from harness.data import source, subset
 from harness.errors import ConfigError, unknown
 
 TASKS = ("cell", "calibrate", "profile", "time")
@@ -119,6 +119,7 @@ def _check_numbers(config: dict[str, Any]) -> None:
     _whole("batch_size", config["batch_size"], 1)
     _whole("decoding.max_new_tokens", config["decoding"]["max_new_tokens"], 1)
     _whole("seed", config["seed"], 0)
+    subset.check(bench)
     limit, indices = bench.get("limit"), bench.get("indices")
     if limit is not None:
         _whole("bench.limit", limit, 1)

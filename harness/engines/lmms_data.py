@@ -16,6 +16,7 @@ import lmms_eval
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.tasks import TaskManager
 
+from harness.data import subset
 from harness.data.redirect import redirect
 from harness.engines.base import Job
 from harness.errors import ConfigError, HarnessError, one_line
@@ -51,11 +52,15 @@ def rows(job: Job) -> tuple[list[int], dict[int, Any]]:
     except (OSError, ValueError) as error:
         raise HarnessError(f"data set {job.engine['dataset']}: {one_line(error)}") from error
     split = loaded[job.engine["split"]]
-    chosen = _chosen(job, len(split))
     column = job.engine.get("group")
+    groups = split[column][:] if column else []
+    if job.bench.get("subset") is not None:
+        kinds = {name: split[name][:] for name in subset.STRATA if name in split.column_names}
+        chosen = subset.rows(job.bench, kinds, len(split), dict(enumerate(groups)))
+        return chosen, {row: groups[row] for row in chosen} if column else {}
+    chosen = _chosen(job, len(split))
     if not column:
         return chosen, {}
-    groups = split[column][:]
     wanted = {groups[row] for row in chosen}
     whole = [row for row, group in enumerate(groups) if group in wanted]
     if job.bench.get("indices") is None:

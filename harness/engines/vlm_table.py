@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.data import subset
 from harness.data.tables import STEP
 from harness.engines.base import Job, Question
 from harness.errors import ConfigError, HarnessError
@@ -66,6 +67,9 @@ def rows(job: Job, data: Any, group: dict[int, Any]) -> list[int]:
     """Rows asked about. A limit counts questions, and never takes half a group."""
     indices, limit = job.bench.get("indices"), job.bench.get("limit")
     everything = list(range(len(data)))
+    if job.bench.get("subset") is not None:
+        kinds = {name: list(data[name]) for name in subset.STRATA if name in data}
+        return subset.rows(job.bench, kinds, len(data), group)
     if indices is not None:
         return _named(job, indices, everything, group)
     if limit is None:

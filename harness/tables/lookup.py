@@ -82,7 +82,7 @@ class Index:
         """Stored cells with this request, checkpoint name and data source."""
         model, data = cell.config["model"], cell.config["data"]
         found = self._by_asked.get(canonical_json(cell.asked), [])
-        return [s for s in found if _same_model(s, model) and _same_data(s.identity["data"], data)]
+        return [s for s in found if _same_model(s, model) and _same_data(s, data)]
 
 
 def _read(folder: Path) -> _Stored | None:
@@ -132,14 +132,23 @@ def repo_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def _same_data(stored: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+def _same_data(cell: _Stored, data: Mapping[str, Any]) -> bool:
+    stored = cell.identity["data"]
     if stored["source"] != data["source"]:
         return False
     if data["source"] != "mini":
         revision = data.get("revision")
         return revision is None or stored.get("revision") in (None, revision)
-    same_rows = data.get("samples") is None or stored.get("rows") == data["samples"]
-    return stored["seed"] == (data.get("seed") or 0) and same_rows
+    return stored["seed"] == (data.get("seed") or 0) and _drawn(cell.folder) == data.get("samples")
+
+
+def _drawn(folder: Path) -> int | None:
+    """``data.samples`` of a cell; its identity counts the rows of all tables together."""
+    file = folder / "cell.yaml"
+    if not file.is_file():
+        return None
+    content = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return content.get("config", {}).get("data", {}).get("samples")
 
 
 def find(table: Table, results: Path) -> list[Found]:
