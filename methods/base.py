@@ -207,8 +207,10 @@ class SelectionShape:
     """Sizes from which a method states its own cost; every number is read from the model.
 
     ``tile_tokens`` are the tokens of each encoder crop or frame behind the projector, ``tile_keys``
-    those its attention sees (CLS included, before any merging), and ``before`` the prompt tokens in
-    front of the first visual one.
+    those its attention sees (CLS included, before any merging), ``before`` the prompt tokens in
+    front of the first visual one, ``key_value`` the width of keys in the language model,
+    ``vision_head`` that of one encoder head, and ``projector`` the multiply-accumulates to project
+    one token.
     """
 
     views: tuple[int, ...]
@@ -223,6 +225,9 @@ class SelectionShape:
     tile_tokens: tuple[int, ...] = ()
     tile_keys: tuple[int, ...] = ()
     before: int = 0
+    key_value: int = 0
+    vision_head: int = 0
+    projector: int = 0
 
     def __post_init__(self) -> None:
         if not self.tile_tokens:

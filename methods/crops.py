@@ -83,3 +83,7 @@ class MergingCropMethod(CropMethod):
     def finish(self, view: View, merged: Tensor) -> Tensor:
         """Merged tokens as the language model takes them, ``[k, d]``."""
         return merged if self.merge_space == "llm" else view.project(merged)
+
+    def projection(self, shape: SelectionShape, tokens: int) -> int:
+        """Multiply-accumulates to bring that many merged tokens into the language model."""
+        return 0 if self.merge_space == "llm" else tokens * shape.projector

@@ -127,10 +127,12 @@ class PruMerge(MergingCropMethod):
         return Selection(places.sort().values, rows)
 
     def cost(self, shape: SelectionShape) -> int:
-        """The encoder's attention, and cosines of the kept tokens with all."""
-        pairs = sum(max(1, self.count(n) - 1) * n for n in self.graphs(shape))
+        """The encoder's attention, cosines of the kept tokens with all, projections."""
+        apart = [max(1, self.count(n) - 1) for n in self.graphs(shape)]
+        pairs = sum(k * n for k, n in zip(apart, self.graphs(shape), strict=True))
         name = "cls_attention" if self.source == "last_layer" else self.attention_signal
-        return shape.encoder_attention(name) + pairs * shape.vision_width
+        total = shape.encoder_attention(name) + pairs * shape.vision_width
+        return total + self.projection(shape, sum(apart) + len(apart))
 
 
 @register("prumerge_plus")

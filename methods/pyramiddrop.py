@@ -108,7 +108,8 @@ class PyramidDrop(LayerMethod):
         return self._cast(signals.signal(f"{self.row}_row")).mean(dim=0)
 
     def cost(self, shape: SelectionShape) -> int:
-        """One query row per stage; the next layer's projections are those it needs anyway."""
+        """One query row per stage; the layer to come is projected once more to read its row."""
         drops = [a > b for a, b in zip(shape.visual, shape.visual[1:], strict=False)]
-        rows = (n for n, drop in zip(shape.sequence, drops, strict=False) if drop)
-        return sum(rows) * shape.attention_width
+        rows = [n for n, drop in zip(shape.sequence, drops, strict=False) if drop]
+        again = shape.attention_width + 2 * shape.key_value if self.row == "next" else 0
+        return sum(rows) * (shape.attention_width + again * shape.width)

@@ -240,14 +240,14 @@ class SparseVLM(LayerMethod):
         return Selection(places, torch.cat([hidden[chosen], merged.features]))
 
     def cost(self, shape: SelectionShape) -> int:
-        """Raters, their rows in each pruned layer (all text at most), and the clustering."""
-        text = shape.sequence[0] - shape.visual[0] - shape.before
-        total = shape.visual[0] * text * shape.width if self.raters == "text" else 0
+        """In each pruned layer raters, their rows (all text at most), and the clustering."""
+        text, total = shape.sequence[0] - shape.visual[0] - shape.before, 0
+        rating = shape.visual[0] * text * shape.width if self.raters == "text" else 0
         rows = text if self.raters == "text" else 1
         pairs = zip(shape.visual, shape.visual[1:], shape.sequence, strict=False)
         for now, after, length in pairs:
             if after < now:
-                total += rows * length * shape.attention_width
+                total += rating + rows * length * shape.attention_width
                 if self._merges():
                     kept, _ = split_budget(now, after, self.recycle)
                     total += recycled_counts(now - kept, self.recycle)[0] ** 2 * shape.width

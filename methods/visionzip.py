@@ -101,9 +101,12 @@ class VisionZip(MergingCropMethod):
         return Selection(indices, kept[order])
 
     def cost(self, shape: SelectionShape) -> int:
-        """The encoder's attention, and cosines of the removed tokens with the targets."""
-        pairs = 0
+        """The encoder's attention, cosines of the removed tokens with the targets, projections."""
+        pairs = targets = 0
         for n in self.graphs(shape):
-            dominant = round(self.count(n) * self.dominant_share)
-            pairs += (n - self.count(n)) * (self.count(n) - dominant)
-        return shape.encoder_attention(self.attention_signal) + pairs * shape.vision_width
+            contextual = self.count(n) - round(self.count(n) * self.dominant_share)
+            pairs += (n - self.count(n)) * contextual
+            targets += contextual
+        compared = shape.vision_head if self.metric == "keys" else shape.vision_width
+        total = shape.encoder_attention(self.attention_signal) + pairs * compared
+        return total + self.projection(shape, targets)

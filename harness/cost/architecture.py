@@ -32,7 +32,7 @@ class VisionSizes:
     """A ViT.
 
     Attributes:
-        layers, width, mlp: depth, width C and MLP width.
+        layers, width, mlp, heads: depth, width C, MLP width and attention heads.
         patch_inputs: numbers per patch, input of the patch embedding.
         crop: (rows, columns) of patches of a crop; None = native resolution, any grid.
         cls: tokens in front of the patches (CLIP: 1).
@@ -46,6 +46,7 @@ class VisionSizes:
     layers: int
     width: int
     mlp: int
+    heads: int
     patch_inputs: int
     crop: tuple[int, int] | None
     cls: int = 0
@@ -95,6 +96,7 @@ def crop_sizes(config: Any) -> VisionSizes:
         layers=config.num_hidden_layers,
         width=config.hidden_size,
         mlp=config.intermediate_size,
+        heads=config.num_attention_heads,
         patch_inputs=getattr(config, "num_channels", 3) * config.patch_size**2,
         crop=(side, side),
         cls=0 if siglip else 1,
@@ -119,6 +121,7 @@ def _qwen(config: Any) -> Architecture:
         layers=v.depth,
         width=width,
         mlp=v.intermediate_size if windowed else int(width * v.mlp_ratio),
+        heads=v.num_heads,
         patch_inputs=v.in_channels * v.temporal_patch_size * v.patch_size**2,
         crop=None,
         mlp_matrices=3 if windowed else 2,

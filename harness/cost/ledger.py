@@ -174,6 +174,9 @@ def selection_shape(arch: Architecture, record: SampleRecord, method: PruningMet
         tile_tokens=tuple(merged for _, merged in frames),
         tile_keys=tuple(patches + v.cls for patches, _ in frames),
         before=first,
+        key_value=arch.text.key_value,
+        vision_head=v.width // v.heads,
+        projector=sum(a * b for a, b in arch.projector),
     )
 
 
