@@ -20,7 +20,6 @@ import inspect
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +35,18 @@ from methods.base import (
     TokenMethod,
 )
 from models.annotation import token_coverage
+from models.batch import (
+    Batch,
+    Slots,
+    beams_per_sample,
+    by_name,
+    extended,
+    extends,
+    images_per_row,
+    once,
+    row_positions,
+    view_sizes,
+)
 from models.encoder_merge import EncoderMerging
 from models.errors import PruningUnsupported
 from models.families import CapturedImage, Family, family_of
@@ -110,46 +121,6 @@ def prune(
         yield runtime.run
 
 
-# --- state of one batch, from its prefill to its last decoding step ------------------------------
-
-
-@dataclass
-class _Slots:
-    """Columns of one layer's sequence."""
-
-    entry: Tensor  # [B, M] entry column of every slot
-    valid: Tensor  # [B, M]
-    shift: Tensor  # [B] what `compact` positions subtract while decoding
-
-
-@dataclass
-class _Batch:
-    input_ids: Tensor
-    cacheless: bool
-    codes: Tensor  # [B, L] modality of every prompt column, 0 = text
-    visual: Tensor  # bool [B, L], prompt coordinates
-    sample_ids: list[str]
-    grows: bool  # a cache-less decoding step of the batch before
-    repeats: bool  # ... whose decision stands
-    images: list[list[CapturedImage]] = field(default_factory=list)
-    foreground: list[list[Tensor]] | None = None
-    records: list[SampleRecord] = field(default_factory=list)
-    prompt: Tensor | None = None  # [B, M] prompt column of every entry column
-    entry_valid: Tensor | None = None
-    entry_positions: Tensor | None = None
-    entry_visual: Tensor | None = None
-    shortened: bool = False  # tokens left before layer 0
-    shift: Tensor | None = None
-    last_position: Tensor | None = None
-    plans: list[tuple[int, ...]] | None = None
-    slots: _Slots | None = None
-    layers: dict[int, _Slots] = field(default_factory=dict)
-    tapped: tuple[Tensor, Tensor, float] | None = None
-    step_positions: Tensor | None = None
-    embeddings: Tensor | None = None  # what entered layer 0, if a method asks for it
-    prefilling: bool = True
-
-
 class _Runtime:
     """The hooks of one context."""
 
@@ -166,7 +137,7 @@ class _Runtime:
         if method.ratio > 0 and getattr(self.token_method, "scope", "") == "per_tile":
             self.needs |= {"tile_features"}
         self.run = PruningRun(method)
-        self.batch: _Batch | None = None
+        self.batch: Batch | None = None
         self._captured: dict[int, tuple[Any, Any]] = {}
         self._fresh: dict[str, list[CapturedImage]] = {}
         self._found: dict[str, list[CapturedImage]] = {}
@@ -306,7 +277,7 @@ class _Runtime:
         if merging is not None:
             capture.merge_slots = merging.slots
         features = list(output.pooler_output)
-        named = _by_name(inspect.signature(inner), args, kwargs)
+        named = by_name(inspect.signature(inner), args, kwargs)
         images = family.images(modality, named, features, capture)
         for feature, image in zip(features, images, strict=True):
             # Object identity survives the expansion of beams; the feature is kept alive with it.
@@ -322,7 +293,7 @@ class _Runtime:
     def _before_core(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self._waiting:
             return None
-        named = _by_name(self._core_signature, args, kwargs)
+        named = by_name(self._core_signature, args, kwargs)
         cache = named.get("past_key_values")
         if cache is None or cache.get_seq_length() == 0:
             self._begin_prefill(module, named, cache)
@@ -344,7 +315,7 @@ class _Runtime:
                 f"{self.method.name}: redecide=true recomputes the prompt at every step; "
                 "generate with use_cache=False"
             )
-        grows = cacheless and before is not None and before.cacheless and _extends(before, ids)
+        grows = cacheless and before is not None and before.cacheless and extends(before, ids)
         encoded = named.get("mm_encoder_outputs") or {}
         self._found = {
             modality: self._lookup(output.pooler_output)
@@ -355,7 +326,7 @@ class _Runtime:
             self._fresh = {}
         codes = self.family.modality_codes(ids)
         names = before.sample_ids if grows else self._names(ids, named.get("attention_mask"))
-        self.batch = _Batch(
+        self.batch = Batch(
             input_ids=ids,
             cacheless=cacheless,
             codes=codes,
@@ -412,7 +383,7 @@ class _Runtime:
     def _before_lm(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self._waiting or self.batch is None:
             return None
-        named = _by_name(self._lm_signature, args, kwargs)
+        named = by_name(self._lm_signature, args, kwargs)
         if not self.batch.prefilling:
             return self._continue_lm(named)
         return self._enter_lm(named)
@@ -424,11 +395,11 @@ class _Runtime:
             raise PruningUnsupported("only 2-D attention masks can be pruned")
         valid = torch.ones_like(batch.visual) if mask is None else mask.bool()
         batch.visual = batch.visual & valid
-        batch.images = _images_per_row(
+        batch.images = images_per_row(
             self._found or self._fresh, list(self.family.encoders), batch.codes * batch.visual
         )
         self._consumed = True
-        positions = _row_positions(named.get("position_ids"), embeds)
+        positions = row_positions(named.get("position_ids"), embeds)
         batch.last_position = positions.amax(1)
         if not batch.repeats:
             self._new_records(valid)
@@ -484,13 +455,13 @@ class _Runtime:
         if self.needs & {"image_embeddings", "text_embeddings"}:
             batch.embeddings = embeds
         columns = torch.arange(batch.entry_valid.shape[1], device=batch.entry_valid.device)
-        batch.slots = _Slots(
+        batch.slots = Slots(
             columns.expand(len(batch.entry_valid), -1), batch.entry_valid, batch.shift
         )
 
     def _new_records(self, valid: Tensor) -> None:
         batch, depth = self.batch, len(self.family.layers)
-        beams = _beams(batch.sample_ids)
+        beams = beams_per_sample(batch.sample_ids)
         for row, name in enumerate(batch.sample_ids):
             rank = (valid[row].long().cumsum(0) - 1)[batch.visual[row]]
             record = SampleRecord(
@@ -524,7 +495,7 @@ class _Runtime:
                     source[row, mine],
                     image.layout,
                     key,
-                    _once(self._signals(row, number, image)),
+                    once(self._signals(row, number, image)),
                     image.pack,
                     self.family.project,
                 )
@@ -533,7 +504,7 @@ class _Runtime:
                 if picked.features is not None:
                     slots.append(mine[picked.indices])
                     vectors.append(picked.features.to(embeds.dtype))
-                sizes = _view_sizes(image)
+                sizes = view_sizes(image)
                 if method.scope == "joint":
                     everything = method.newline == "candidate"
                     sizes = [len(image.layout) if everything else sum(sizes)]
@@ -582,9 +553,9 @@ class _Runtime:
             return None
         embeds, cache = named["inputs_embeds"], named["past_key_values"]
         grown = cache.get_seq_length() + embeds.shape[1] - batch.entry_valid.shape[1]
-        positions = _row_positions(named.get("position_ids"), embeds)
+        positions = row_positions(named.get("position_ids"), embeds)
         if batch.shortened:
-            named["attention_mask"] = _extended(batch.entry_valid, grown).long()
+            named["attention_mask"] = extended(batch.entry_valid, grown).long()
             if self.method.positions == "compact":
                 positions = positions - batch.shift[:, None]
                 named["position_ids"] = positions
@@ -644,7 +615,7 @@ class _Runtime:
         batch = self.batch
         if batch.slots.entry.device == device:
             return
-        batch.slots = _Slots(*(t.to(device) for t in vars(batch.slots).values()))
+        batch.slots = Slots(*(t.to(device) for t in vars(batch.slots).values()))
         for name in ("entry_visual", "entry_valid", "entry_positions", "prompt", "visual", "shift"):
             setattr(batch, name, getattr(batch, name).to(device))
 
@@ -657,7 +628,7 @@ class _Runtime:
         rotation = (r.to(hidden.device).expand(len(hidden), -1, -1) for r in rotation)
         return tuple(gather_rows(r, slots.entry) for r in rotation)
 
-    def _gone(self, slots: _Slots) -> Tensor:
+    def _gone(self, slots: Slots) -> Tensor:
         """bool ``[B, M]``: valid entry columns that are no longer in ``slots``."""
         alive = torch.zeros_like(self.batch.entry_valid)
         alive.scatter_(1, slots.entry, slots.valid)
@@ -673,7 +644,7 @@ class _Runtime:
         if grown != cache.get_seq_length(0) - batch.entry_valid.shape[1]:
             raise PruningUnsupported("the cache was cropped (assisted decoding?): not supported")
         kwargs["attention_mask"] = attention_mask(
-            _extended(slots.valid, grown), hidden.shape[1], self.family.kernel, hidden.dtype
+            extended(slots.valid, grown), hidden.shape[1], self.family.kernel, hidden.dtype
         )
         if self.method.positions == "compact":
             less = slots.shift - batch.shift.to(slots.shift.device)
@@ -702,7 +673,7 @@ class _Runtime:
             self._note_layer(layer, row, mine, picked)
         hidden = hidden if changed is None else changed
         order, valid = pack_left(keep)
-        batch.slots = _Slots(slots.entry.gather(1, order), valid, slots.shift)
+        batch.slots = Slots(slots.entry.gather(1, order), valid, slots.shift)
         if self.method.positions == "compact":
             batch.slots.shift = batch.shift + self._gone(batch.slots).sum(1)
         batch.tapped = None
@@ -777,76 +748,6 @@ class _Runtime:
 
 
 # --- helpers ------------------------------------------------------------------------------------
-
-
-def _by_name(
-    signature: inspect.Signature, args: tuple, kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Arguments by name; some families pass ``input_ids`` positionally."""
-    return {**dict(zip(signature.parameters, args, strict=False)), **kwargs}
-
-
-def _row_positions(position_ids: Tensor | None, embeds: Tensor) -> Tensor:
-    """One position per token ``[B, n]``; of m-rope planes the largest (decode goes on from it)."""
-    if position_ids is None:
-        return torch.arange(embeds.shape[1], device=embeds.device).expand(len(embeds), -1)
-    if position_ids.dim() == 3:
-        position_ids = position_ids[-3:].amax(0)
-    return position_ids.expand(len(embeds), -1)
-
-
-def _extended(valid: Tensor, grown: int) -> Tensor:
-    """``valid [B, M]`` followed by ``grown`` generated tokens, all visible."""
-    return torch.cat([valid, valid.new_ones(len(valid), grown)], dim=1)
-
-
-def _images_per_row(
-    images: dict[str, list[CapturedImage]], modalities: list[str], codes: Tensor
-) -> list[list[CapturedImage]]:
-    """Deal images, in prompt order, to the rows whose placeholders they fill."""
-    queues = [list(images.get(modality, ())) for modality in modalities]
-    rows = []
-    for row in codes:
-        placeholders = row[row > 0].tolist()
-        mine, place = [], 0
-        while place < len(placeholders):
-            queue = queues[placeholders[place] - 1]
-            if not queue:
-                break
-            mine.append(queue.pop(0))
-            place += len(mine[-1].layout)
-        if place != len(placeholders):
-            raise PruningUnsupported("visual tokens of the prompt do not match the encoded images")
-        rows.append(mine)
-    if any(queues):
-        raise PruningUnsupported("more images were encoded than the prompt has places for")
-    return rows
-
-
-def _extends(before: _Batch, ids: Tensor) -> bool:
-    """``ids`` are the prompts of the batch before with more tokens behind them."""
-    old = before.input_ids
-    same_rows = ids.shape[0] == old.shape[0] and ids.shape[1] > old.shape[1]
-    return same_rows and torch.equal(ids[:, : old.shape[1]], old)
-
-
-def _once(signals: Mapping[str, Callable[[], Tensor]]) -> dict[str, Callable[[], Tensor]]:
-    """Signals that are computed when first asked for; every crop of an image asks again."""
-    return {name: functools.cache(compute) for name, compute in signals.items()}
-
-
-def _view_sizes(image: CapturedImage) -> list[int]:
-    layout = image.layout
-    real = ~layout.newline
-    return [int((real & (layout.view == v)).sum()) for v in range(len(layout.kinds))]
-
-
-def _beams(sample_ids: list[str]) -> int:
-    """Rows per sample: equal names next to each other are beams of one sample."""
-    runs = 1
-    while runs < len(sample_ids) and sample_ids[runs] == sample_ids[0]:
-        runs += 1
-    return runs if len(sample_ids) % runs == 0 else 1
 
 
 def _remember_attention(

@@ -131,7 +131,7 @@ def test_padding_is_visible_while_decoding(monkeypatch):
     def all_visible(valid, grown):
         return valid.new_ones(len(valid), valid.shape[1] + grown)
 
-    monkeypatch.setattr(runtime, "_extended", all_visible)
+    monkeypatch.setattr(runtime, "extended", all_visible)
     for name, options in (("l2norm", TOKEN), ("fastv", LAYER)):
         with pytest.raises(AssertionError):
             check_masking_equivalence(name, **options)
