@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from harness.errors import ConfigError, HarnessError
-from harness.figures import command, curves, flow, geometry, overlay, paper
+from harness.figures import command, curves, flow, geometry, overlay, paper, rows
 from harness.tables import analysis, spec
 from tests import table_tools as tools
 
@@ -131,3 +131,16 @@ def test_nothing_to_draw_is_one_line(tmp_path):
     for arguments in (["kind=flow"], ["table=fig4", "kind=cost"], ["kind=kept"], []):
         with pytest.raises(ConfigError):
             command.run([*arguments, f"results={tmp_path}"])
+
+
+def test_the_image_of_a_row_is_found_among_other_columns():
+    import io
+
+    stream = io.BytesIO()
+    PIL.Image.new("RGB", (3, 2), "red").save(stream, "PNG")
+    image = {"bytes": stream.getvalue(), "path": None}
+    for value in (image, [image]):
+        row = {"id": 1, "objects": [{"name": "cube"}], "meta": {"bytes": None}, "picture": value}
+        assert rows.picture(rows._first_image(row)).size == (3, 2)
+    with pytest.raises(HarnessError, match="no image"):
+        rows._first_image({"id": 1, "objects": [{"name": "cube"}]})

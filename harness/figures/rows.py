@@ -83,10 +83,11 @@ def _from_hub(engine: Mapping[str, Any], docs: Iterable[int]) -> dict[int, PIL.I
 
 def _first_image(row: Mapping[str, Any]) -> Any:
     for value in row.values():
-        if isinstance(value, PIL.Image.Image) or (isinstance(value, dict) and value.get("bytes")):
-            return value
-        if isinstance(value, list) and value and isinstance(value[0], dict | PIL.Image.Image):
-            return value[0]
+        first = value[0] if isinstance(value, list) and value else value
+        if isinstance(first, PIL.Image.Image):
+            return first
+        if isinstance(first, dict) and isinstance(first.get("bytes"), bytes):
+            return first
     raise HarnessError("this row has no image")
 
 
