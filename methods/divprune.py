@@ -66,4 +66,4 @@ class DivPrune(TokenMethod):
 
     def cost(self, shape: SelectionShape) -> int:
         """All pairs of cosines; the picks only take minima."""
-        return sum(n * n for n in shape.views) * shape.width
+        return sum(ops.cosine_pairs(n) for n in shape.views) * shape.width

@@ -167,5 +167,6 @@ class GPrune(TokenMethod):
         return held / graph.degree
 
     def cost(self, shape: SelectionShape) -> int:
-        """Per graph: N^2 d for the cosines, N^2 per propagation step."""
-        return sum(n * n * (shape.width + self.iterations) for n in shape.views)
+        """Per graph: the cosines (N^2 d, large ones 9/16 of it), N^2 per propagation step."""
+        cosines = sum(ops.cosine_pairs(n) for n in shape.views) * shape.width
+        return cosines + sum(n * n for n in shape.views) * self.iterations

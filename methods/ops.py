@@ -52,6 +52,14 @@ def cosine_graph(x: Tensor, blocks: int = 8) -> Tensor:
     return graph
 
 
+def cosine_pairs(n: int, blocks: int = 8) -> int:
+    """Products of rows that :func:`cosine_graph` of ``n`` rows computes."""
+    if n < 64 * blocks:
+        return n * n
+    step = -(-n // blocks)
+    return sum(min(step, n - start) * (n - start) for start in range(0, n, step))
+
+
 def is_half(x: Tensor) -> bool:
     """Whether ``x`` is in half precision (float16 or bfloat16)."""
     return x.dtype in (torch.float16, torch.bfloat16)

@@ -101,5 +101,5 @@ class VisPruner(CropMethod):
     def cost(self, shape: SelectionShape) -> int:
         """The encoder's attention, and per crop the Gram matrix of what is not important."""
         rest = [n - int(self.count(n) * self.important_ratio) for n in self.graphs(shape)]
-        gram = sum(n * n for n in rest) * shape.vision_width
+        gram = sum(ops.cosine_pairs(n) for n in rest) * shape.vision_width
         return shape.encoder_attention(self.attention_signal) + gram

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import methods
 from harness.cost import architecture_of, counter
 from harness.cost.ledger import prefill
+from methods import ops
 from methods.base import LayerMethod, PruningMethod, TokenMethod, View
 from models import prune
 from tests import tiny
@@ -61,3 +63,11 @@ def test_the_ledger_equals_the_counter_in_every_stage(monkeypatch, name, family,
         if stage == "selection":
             wanted = pytest.approx(wanted, rel=0.35 if name in AHEAD else 0.01)
         assert cost[stage] == wanted, f"{stage}: {cost[stage]} counted {counted[stage]}"
+
+
+@pytest.mark.parametrize("n", [500, 512, 1000, 2304])
+def test_the_cosines_of_a_large_graph_cost_what_is_multiplied_out(n):
+    counted = counter.Counter()
+    with counted:
+        ops.cosine_graph(torch.randn(n, 3))
+    assert ops.cosine_pairs(n) * 3 == counted.macs
