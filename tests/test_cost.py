@@ -106,11 +106,30 @@ def test_published_figures_of_llava15_7b_at_576_visual_tokens(convention, publis
     assert convert(convention, arch, tokens) == pytest.approx(published, rel=0.002)
 
 
-def test_the_true_flops_of_576_visual_tokens_are_twice_the_sparsevlm_figure():
+@pytest.mark.parametrize(("text", "published"), [(0, 7.63e12), (62, 8.48e12)])
+def test_two_per_multiply_add_in_the_decoder_explains_the_larger_figures(text, published):
+    """7.63: visual tokens alone; 8.48: with a usual prompt around them. No tower, no LM head."""
     arch = architecture_of(_llava15_7b())
-    tokens = Tokens(crops=0, text=0, visual=[576] * 32)
+    tokens = Tokens(crops=0, text=text, visual=[576] * 32)
     head = 2 * arch.text.width * arch.text.vocabulary
-    assert convert("flops", arch, tokens) - head == pytest.approx(7.63e12, rel=0.002)
+    assert convert("flops", arch, tokens) - head == pytest.approx(published, rel=0.002)
+
+
+#: reduction of visual MACs by FitPrune's published recipes, percent -> fraction
+RECIPES = {30: 0.279, 50: 0.497, 60: 0.597, 70: 0.697, 80: 0.797, 90: 0.897}
+
+
+@pytest.mark.parametrize("percent", RECIPES)
+def test_fitprunes_recipes_save_what_they_are_called_after(percent):
+    from methods.fitprune import published_recipes
+
+    arch, left = architecture_of(_llava15_7b()), [576]
+    for deleted in published_recipes()[percent]:
+        left.append(left[-1] - deleted)
+    pruned = Tokens(crops=0, text=0, visual=left[:-1], visual_after=left[-1])
+    whole = Tokens(crops=0, text=0, visual=[576] * 32)
+    saved = 1 - convert("fitprune", arch, pruned) / convert("fitprune", arch, whole)
+    assert saved == pytest.approx(RECIPES[percent], abs=0.001)
 
 
 def test_reference_macs_of_the_true_language_models():
