@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
 from harness import ranks
 from harness.errors import ConfigError
 
+LINE_EVERY = 30.0  # seconds between two lines in a log
+
 
 class Progress:
-    """A bar with samples/s, running score and time left; nothing at all when not on a terminal."""
+    """A bar with samples/s, running score and time left; in a job's log now and then a line."""
 
     def __init__(self, mode: Any, title: str) -> None:
         if mode not in ("auto", True, False):
@@ -19,10 +23,27 @@ class Progress:
         self._stream = sys.stderr  # taken now: libraries are redirected while the bar is drawn
         self._on = mode is True or (mode == "auto" and self._stream.isatty())
         self._on = self._on and not ranks.secondary()
+        self._lines = mode == "auto" and not self._on and "SLURM_JOB_ID" in os.environ
+        self._lines = self._lines and not ranks.secondary()
+        self._began = self._told = time.monotonic()
         self._title, self._bar = title, None
+
+    def _line(self, done: int, total: int, score: float | None) -> None:
+        """``progress cell=... done=... total=...``: words for people, key=value for programs."""
+        now = time.monotonic()
+        if now - self._told < LINE_EVERY and done < total:
+            return
+        self._told, rate = now, done / max(now - self._began, 1e-9)
+        shown = "" if score is None else f" score={score:.1f}"
+        eta = f"{(total - done) / rate:.0f}"
+        print(f"progress cell={self._title.replace(' ', '-')} done={done} total={total} "
+              f"samples_per_s={rate:.1f}{shown} eta_s={eta}",
+              file=self._stream, flush=True)  # fmt: skip
 
     def update(self, done: int, total: int, score: float | None) -> None:
         """Show ``done`` of ``total`` samples and the score so far."""
+        if self._lines:
+            self._line(done, total, score)
         if not self._on:
             return
         if self._bar is None:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from harness import cli, lease
+from harness import cli, display, lease
 from harness.sweep import outcomes, plan, slurm, supervisor, worker
 from tests import checkpoint_tools
 
@@ -129,6 +129,25 @@ def test_the_batch_script_says_what_was_asked_for(tmp_path):
         assert f"#SBATCH {line}" in text, line
     assert 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' in text
     assert "account" not in text and "module load cuda" in text
+
+
+def test_a_job_log_gets_lines_that_programs_can_read(monkeypatch, capsys):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with display.Progress("auto", "gprune 0.9") as quiet:
+        quiet.update(10, 10, 50.0)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with display.Progress("auto", "gprune 0.9") as progress:
+        progress.update(1, 10, None)
+        progress.update(10, 10, 50.0)
+    (line,) = capsys.readouterr().err.splitlines()
+    kind, *pairs = line.split()
+    found = dict(pair.split("=") for pair in pairs)
+    assert kind == "progress" and found["cell"] == "gprune-0.9" and found["eta_s"] == "0"
+    assert (found["done"], found["total"], found["score"]) == ("10", "10", "50.0")
+    with display.Progress(False, "gprune 0.9") as off:
+        off.update(10, 10, 50.0)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.fixture(scope="module")
