@@ -14,7 +14,7 @@ import hydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from harness import explain, known, settings, several
+from harness import explain, known, loggers, settings, several
 from harness.errors import ConfigError, HarnessError, one_line
 from models.errors import ModelLoadError, PruningUnsupported
 
@@ -117,7 +117,13 @@ def run_part(part: several.Part, *, sweep: bool) -> dict[str, Any] | None:
         return _calibrate(prepared)
     from harness.running import run_cell
 
-    return run_cell(prepared)
+    loggers.check(config["logger"])
+    result = run_cell(prepared)
+    if result is not None:  # None: another process of the group tells
+        problem = loggers.publish(config["logger"], Path(result["directory"]))
+        if problem:
+            print(f"note: {problem}", file=sys.stderr, flush=True)
+    return result
 
 
 def _calibrate(prepared: settings.Prepared) -> dict[str, Any]:

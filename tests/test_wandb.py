@@ -1,0 +1,196 @@
+"""The W&B mirror: what offline files hold, publishing twice, and servers that are not there.
+
+Uploads and dashboards go to a stand-in server in this process; nothing was tried on the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness import cli, loggers
+from harness.loggers import wandb_run
+from tests import checkpoint_tools, wandb_tools
+
+ROOT = Path(__file__).resolve().parent.parent
+LOGGER = yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text())
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Two finished cells, one of them mirrored at the end of its run."""
+    folder = tmp_path_factory.mktemp("wandb")
+    path = checkpoint_tools.save(folder / "tiny")
+    common = [f"model.path={path}", "data.samples=4", "decoding.max_new_tokens=2", "ratio=0.5",
+              f"paths.results={folder / 'results'}"]  # fmt: skip
+    assert cli.main(["method=gprune", "logger=wandb", "logger.samples=3", *common]) == 0
+    assert cli.main(["method=random", *common]) == 0
+    return folder / "results"
+
+
+def cell(results, method):
+    (folder,) = results.glob(f"runs/*/*/{method}-*")
+    return folder, json.loads((folder / "result.json").read_text())
+
+
+def sync(results, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts/wandb_sync.py", "--results", results, *arguments],
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+
+
+def test_an_offline_run_holds_what_the_store_holds(results):
+    folder, result = cell(results, "gprune")
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    run = wandb_tools.read_run(file)
+    assert run["run"]["run_id"] == result["key"][:16]
+    assert run["run"]["run_group"] == run["run"]["job_type"] == "textvqa"
+    assert run["run"]["display_name"] == "embedded gprune 0.5"
+    assert run["config"]["identity"] == result["identity"]
+    assert (run["config"]["method"], run["config"]["ratio"]) == ("gprune", 0.5)
+    assert run["config"]["data"] == "mini"
+    for name, value in wandb_run.summary(result).items():
+        assert run["summary"][name] == pytest.approx(value), name
+    stages = {"macs/vision", "macs/projector", "macs/selection", "macs/llm", "macs/total"}
+    assert stages | {"score", "tflops", "removal", "accuracy_pass/samples_per_s"} <= set(
+        run["summary"]
+    )
+    assert len(run["history"]) == 1
+    ((_, kind, files),) = [a for a in run["artifacts"] if a[1] == "cell"]
+    assert kind == "cell" and set(files) == {"result.json", "samples.jsonl", "cell.yaml"}
+
+
+def test_the_table_of_predictions_has_answers_and_pictures(results):
+    folder, _ = cell(results, "gprune")
+    (file,) = folder.glob("wandb/offline-run-*/files/media/table/*.table.json")
+    table = json.loads(file.read_text())
+    journal = [json.loads(x) for x in (folder / "samples.jsonl").read_text().splitlines()]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [r["doc_id"] for r in rows] == [0, 1, 2], "logger.samples=3"
+    for row, entry in zip(rows, journal, strict=False):
+        assert row["prompt"] == entry["prompt"] and row["answer"] == entry["answer"]
+        assert row["kept"] == entry["visual_kept"] and row["overlay"] is not None
+
+
+def test_publishing_is_idempotent_and_follows_a_new_result(results):
+    done = sync(results)
+    assert done.returncode == 0, done.stderr
+    assert "2 finished cells: 1 published, 1 were there already, 0 left" in done.stdout
+    assert "0 published, 2 were there already" in sync(results).stdout
+    folder, result = cell(results, "random")
+    (folder / "result.json").write_text(json.dumps({**result, "score": 12.5}))
+    assert "1 published, 1 were there already" in sync(results).stdout
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    assert wandb_tools.read_run(file)["summary"]["score"] == 12.5
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_online_runs_reach_the_server_once(results):
+    server = wandb_tools.FakeServer()
+    try:
+        key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
+        # No table of predictions: the stand-in does not know the artefact a table becomes.
+        online = ("--online", "--entity", "lab", "--samples", "0")
+        done = sync(results, *online, **key)
+        assert done.returncode == 0, done.stderr
+        assert "2 published" in done.stdout
+        runs = {call["name"] for call in server.operations("UpsertBucket")}
+        assert runs == {cell(results, m)[1]["key"][:16] for m in ("gprune", "random")}
+        summaries = [b for kind, name, b in server.calls
+                     if kind == "post" and name.endswith("file_stream")
+                     and "wandb-summary.json" in json.dumps(b)]  # fmt: skip
+        put = [b for kind, name, b in server.calls if kind == "put" and b'"score"' in b]
+        assert summaries or put, "no summary arrived"
+        before = len(server.operations("UpsertBucket"))
+        assert "2 were there already" in sync(results, *online, **key).stdout
+        assert len(server.operations("UpsertBucket")) == before
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def silent_server():
+    """Takes connections and never says a word."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(64)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_does_not_answer_holds_nobody_up(results, silent_server, monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", silent_server)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    folder, _ = cell(results, "random")
+    start = time.monotonic()
+    problem = loggers.publish({**LOGGER, "mode": "online", "timeout_s": 6}, folder)
+    assert "no answer within 6 s" in problem and "wandb_sync.py" in problem
+    assert time.monotonic() - start < 15
+
+
+def test_a_run_without_key_or_server_is_done_all_the_same(results, tmp_path, capsys, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no key from an earlier login
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    path = results.parent / "tiny"
+    status = cli.main(["method=random", "ratio=0.9", f"model.path={path}", "data.samples=2",
+                       f"paths.results={tmp_path}", "decoding.max_new_tokens=2", "logger=wandb",
+                       "logger.mode=online", "logger.timeout_s=30"])  # fmt: skip
+    out, err = capsys.readouterr()
+    assert status == 0 and "note: wandb: " in err and "random" in out
+    assert len(list(tmp_path.glob("runs/*/*/*/result.json"))) == 1
+    assert not list(tmp_path.glob("runs/*/*/*/wandb.json"))
+
+
+def test_a_wrong_mode_is_refused_before_anything_runs(tmp_path, capsys):
+    status = cli.main(["logger=wandb", "logger.mode=onlin", f"paths.results={tmp_path}"])
+    assert status == 2 and "logger.mode must be offline or online" in capsys.readouterr().err
+
+
+def test_the_dashboard_is_built_without_a_server(monkeypatch):
+    pytest.importorskip("wandb_workspaces", reason="pip install -e '.[wandb]'")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    from harness.loggers import dashboard
+
+    made = dashboard.spec("lab", "p", ["textvqa", "gqa"])
+    sections = made["workspace"]["spec"]["section"]["panelBankConfig"]["sections"]
+    names = {s["name"]: [p["viewType"] for p in s["panels"]] for s in sections}
+    assert names["Methods"] == ["Scatter Plot", "Bar Chart", "Bar Chart",
+                                "Parallel Coordinates Plot"]  # fmt: skip
+    assert names["textvqa"] == names["gqa"] == ["Scatter Plot"]
+    scatter, bars, ratio, parallel = next(s for s in sections if s["name"] == "Methods")["panels"]
+    assert scatter["config"]["xAxis"] == "summary:tflops"
+    assert scatter["config"]["yAxis"] == "summary:score"
+    assert bars["config"]["groupBy"] == "method.value"
+    assert ratio["config"]["groupBy"] == "ratio.value"
+    shown = [c["accessor"] for c in parallel["config"]["columns"]]
+    assert shown == ["config:method.value", "config:ratio.value", "summary:removal",
+                     "summary:tflops", "summary:score"]  # fmt: skip
+
+
+def test_the_dashboard_is_saved_to_a_server(monkeypatch):
+    pytest.importorskip("wandb_workspaces", reason="pip install -e '.[wandb]'")
+    server = wandb_tools.FakeServer()
+    try:
+        key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
+        done = subprocess.run(
+            [sys.executable, ROOT / "scripts/wandb_dashboard.py", "--save", "--entity", "lab"],
+            env={**os.environ, **key}, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        views = server.operations("UpsertView2") + server.operations("upsertView")
+        assert any("Scatter Plot" in v["spec"] and "panelBankConfig" in v["spec"] for v in views)
+        assert any(v.get("type") == "runs/draft" for v in views)
+    finally:
+        server.close()
