@@ -66,6 +66,26 @@ def test_the_iso_table_differs_in_the_convention_alone():
         assert changed == dict(a.overrides)
 
 
+def test_under_a_budget_a_stored_cell_is_found_by_its_budget(tmp_path):
+    import yaml
+
+    table = spec.load("gprune_table1_isoflops", {"model": "embedded", "data": "mini"})
+    cell = next(c for c in table.cells() if c.row.name == "gprune")
+    assert "budget.flops=0.547" in cell.arguments
+    assert not any(a.startswith("ratio=") for a in cell.arguments)
+    folder = tools.put(tmp_path, cell, tools.right_wrong(0.5))
+    content = json.loads((folder / "result.json").read_text())
+    content["identity"]["method"]["ratio"] = 0.4321  # what the budget was solved to
+    (folder / "result.json").write_text(json.dumps(content))
+    for share, row in ((0.547, 0.5), (0.365, 0.7)):
+        config = {**cell.config, "budget": {**cell.config["budget"], "flops": share}}
+        text = yaml.safe_dump({"config": json.loads(json.dumps(config))})
+        (folder / "cell.yaml").write_text(text)
+        found = lookup.find(table, tmp_path)
+        (filled,) = [f.wanted.row.ratio for f in found if f.done]
+        assert filled == row
+
+
 @pytest.mark.parametrize("name", spec.names())
 def test_a_cell_asks_for_what_hydra_composes(name):
     cells = spec.load(name).cells()

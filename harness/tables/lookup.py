@@ -22,10 +22,12 @@ from harness import checkpoint, gate
 from harness.cell import canonical_json
 from harness.errors import ConfigError
 from harness.known import entries
+from harness.tables import wanted
 from harness.tables.spec import Table, Wanted
 from harness.tables.wanted import CONF
 
 DONE, RUNNING, FAILED, MISSING, IMPOSSIBLE = "done", "running", "failed", "missing", "impossible"
+BUDGETS = ("flops", "mean_tokens", "latency")
 STILL_RUNNING_S = 120  # a journal written to within this time belongs to a live run
 #: what must not differ inside one table, with the mark of a cell that does and what it means
 MARKS = {
@@ -71,12 +73,17 @@ class _Stored:
 class Index:
     """All cells below ``results/runs`` by what they were asked."""
 
-    def __init__(self, results: Path) -> None:
+    def __init__(self, results: Path, budgets: bool = False) -> None:
         self._by_asked: dict[str, list[_Stored]] = {}
         for folder in sorted((Path(results) / "runs").glob("*/*/*/")):
             stored = _read(folder)
-            if stored is not None:
-                self._by_asked.setdefault(_asked_of(stored.identity), []).append(stored)
+            if stored is None:
+                continue
+            made = _asked_of(stored.identity)
+            config = _config(stored.folder) if budgets else {}
+            if any((config.get("budget") or {}).get(kind) for kind in BUDGETS):
+                made = wanted.under_budget(made, config)
+            self._by_asked.setdefault(canonical_json(made), []).append(stored)
 
     def find(self, cell: Wanted) -> list[_Stored]:
         """Stored cells with this request, checkpoint name and data source."""
@@ -100,9 +107,9 @@ def _read(folder: Path) -> _Stored | None:
         return None
 
 
-def _asked_of(identity: Mapping[str, Any]) -> str:
+def _asked_of(identity: Mapping[str, Any]) -> dict[str, Any]:
     names = ("method", "bench", "engine", "decoding", "batch_size")
-    return canonical_json({name: identity[name] for name in names})
+    return {name: identity[name] for name in names}
 
 
 def _same_model(stored: _Stored, model: Mapping[str, Any]) -> bool:
@@ -144,19 +151,29 @@ def _same_data(cell: _Stored, data: Mapping[str, Any]) -> bool:
 
 def _drawn(folder: Path) -> int | None:
     """``data.samples`` of a cell; its identity counts the rows of all tables together."""
+    return _config(folder).get("data", {}).get("samples")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The config a stored cell was run with; empty if it was not kept."""
     file = folder / "cell.yaml"
     if not file.is_file():
-        return None
+        return {}
     content = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return content.get("config", {}).get("data", {}).get("samples")
+    return content.get("config") or {}
 
 
 def find(table: Table, results: Path) -> list[Found]:
     """Every cell of the table with its status and marks."""
-    index = Index(results)
-    found = [_status(cell, index.find(cell)) for cell in table.cells()]
+    cells = table.cells()
+    index = Index(results, any(isinstance(_ratio(cell), dict) for cell in cells))
+    found = [_status(cell, index.find(cell)) for cell in cells]
     _mark(found)
     return found
+
+
+def _ratio(cell: Wanted) -> Any:
+    return cell.asked["method"].get("ratio")
 
 
 def _status(cell: Wanted, stored: Sequence[_Stored]) -> Found:
@@ -190,8 +207,8 @@ def infeasible(cell: Wanted) -> str:
     method = cell.config["method"]
     layers = _layers(cell.config["model"])
     ratio, depth = cell.row.ratio, method.get("K")
-    if not ratio or depth is None or layers is None:
-        return ""
+    if not ratio or depth is None or layers is None or isinstance(_ratio(cell), dict):
+        return ""  # a budget that cannot be met is refused by the run itself
     if depth >= layers:
         return f"K={depth} must be below the {layers} layers of the model"
     if method.get("ratio_mode") == "mean" and ratio > 1 - depth / layers + 1e-12:

@@ -4,7 +4,8 @@
     columns     benchmarks
     rows        each one row, or a block: a list under ratio or sweep gives one row per value;
                 a list under seed gives one row of several runs, shown with their spread
-    layout      what else is shown, and what the bold numbers are the best of
+    budgets     ratio -> budget that is asked for instead; the ratio then only names the row
+    extras, best, conventions, notes   what else is shown, what the bold numbers are the best of
     published   the paper's own numbers in results/published, for compare=paper
 """
 
@@ -105,11 +106,12 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Table:
         raise ConfigError(unknown("table", name, names()))
     content = known.entries(wanted.CONF, "table", name) or {}
     settings = {"data": "hub", **content.get("settings", {})}
-    settings |= _settings_of(content, changes or {})
+    settings |= _settings_of(changes or {})
+    budgets = {float(k): v for k, v in (content.get("budgets") or {}).items()}
     return Table(
         name=name,
         title=content["title"],
-        rows=tuple(row for entry in content["rows"] for row in _rows(name, entry)),
+        rows=tuple(r for entry in content["rows"] for r in _rows(name, entry, budgets)),
         benches=tuple(content["columns"]),
         settings=settings,
         extras=tuple(_checked_extras(name, content.get("extras", ()))),
@@ -121,7 +123,7 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Table:
     )
 
 
-def _settings_of(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _settings_of(changes: Mapping[str, Any]) -> dict[str, Any]:
     fixed = {"method", "bench", "ratio", "seed"}
     for key in changes:
         if key in fixed:
@@ -136,7 +138,9 @@ def _checked_extras(table: str, extras: Any) -> list[str]:
     return list(extras)
 
 
-def _rows(table: str, entry: Mapping[str, Any]) -> list[Row]:
+def _rows(
+    table: str, entry: Mapping[str, Any], budgets: Mapping[float, Mapping[str, Any]]
+) -> list[Row]:  # fmt: skip
     for key in entry:
         if key not in ROW_KEYS:
             raise ConfigError(f"conf/table/{table}: " + unknown("key of a row", key, ROW_KEYS))
@@ -153,7 +157,11 @@ def _rows(table: str, entry: Mapping[str, Any]) -> list[Row]:
                 label=entry.get("label", entry["name"]),
                 method=entry["method"],
                 ratio=float(ratio),
-                runs=tuple(_run(entry["method"], ratio, options, seed) for seed in seeds),
+                runs=tuple(
+                    _run(entry["method"], budgets.get(float(ratio)) or {"ratio": ratio},
+                         options, seed)
+                    for seed in seeds
+                ),
                 block=entry["name"],
                 varied=varied,
                 published=entry.get("published") or {},
@@ -166,10 +174,12 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
 
-def _run(method: str, ratio: float, options: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
+def _run(
+    method: str, removed: Mapping[str, Any], options: Mapping[str, Any], seed: int | None
+) -> dict[str, Any]:  # fmt: skip
     if method == "none":
         return {"method": "none"}
-    run = {"method": method, "ratio": ratio, **options}
+    run = {"method": method, **removed, **options}
     return run if seed is None else {**run, "seed": seed}
 
 

@@ -96,7 +96,19 @@ def known_options(config: Mapping[str, Any]) -> list[str]:
 
 
 def asked(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a cell's identity that the request determines."""
+    """The part of a cell's identity that the request determines.
+
+    Under a budget the ratio is solved for when the cell is run, with torch; here the budget itself
+    stands in its place.
+    """
     ratio = 0.0 if config["method"]["name"] == "none" else config["ratio"]
     ready = {**config, "ratio": None if ratio is None else float(ratio)}
-    return cell.asked({**ready, "bench": benches.for_engine(config["bench"], config["engine"])})
+    made = cell.asked({**ready, "bench": benches.for_engine(config["bench"], config["engine"])})
+    return made if ratio is not None else under_budget(made, config)
+
+
+def under_budget(made: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the budget in place of the ratio."""
+    budget = {k: v for k, v in (config.get("budget") or {}).items() if v is not None}
+    prompt = {k: config.get(k) for k in ("image_size", "text_tokens")}
+    return {**made, "method": {**made["method"], "ratio": {**budget, **prompt}}}
