@@ -136,3 +136,13 @@ def test_many_processes_never_hold_it_together(tmp_path):
         worker.join()
     assert all(worker.exitcode == 0 for worker in workers)
     assert sorted(won) == list(range(1, 21))
+
+
+def test_of_two_that_saw_it_free_only_one_gets_it(tmp_path, monkeypatch):
+    held, real = lease.acquire(tmp_path), lease._highest
+    looks = iter([lambda folder: 0])  # what the other one saw before the first came
+    monkeypatch.setattr(lease, "_highest", lambda folder: next(looks, real)(folder))
+    with pytest.raises(lease.Busy):
+        lease.acquire(tmp_path)
+    held.check()
+    held.release(False)
