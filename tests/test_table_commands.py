@@ -264,6 +264,8 @@ def test_the_paper_stands_beside(filled, table):
 def test_latex_has_booktabs_and_escapes(filled, table):
     text = render.latex(analysis.build(table, filled), PLAIN)
     assert text.count(r"\midrule") == 5 and r"\textbf{" in text and r"$\pm$" in text
+    bold = {line.split(" & ")[0]: r"\textbf" in line for line in text.splitlines() if " & " in line}
+    assert [name for name, is_bold in bold.items() if is_bold] == ["G-Prune"]
     body = text.split(r"\midrule")[1]
     assert "_" not in body and "±" not in text.split("% metric")[0]
 
