@@ -33,8 +33,8 @@ def main() -> int:
         _run(folder / "warm", [*common, "method=none"])  # data drawn, files in memory: for all
         ways = {
             "13 processes": lambda out: [_run(out, [*common, *_cell(*c)]) for c in CELLS],
-            "one multirun": lambda out: _run(out, [*common, *_multirun(), _share(False)]),
-            "... sharing": lambda out: _run(out, [*common, *_multirun(), _share(True)]),
+            "one multirun": lambda out: _run(out, [*_multirun(), *common, _share(False)]),
+            "... sharing": lambda out: _run(out, [*_multirun(), *common, _share(True)]),
         }
         rows = {name: _timed(folder / str(n), way) for n, (name, way) in enumerate(ways.items())}
         answers = [_answers(folder / str(n)) for n in range(3)]
