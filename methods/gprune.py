@@ -74,7 +74,7 @@ def token_graph(
         transition = (weights / row_sum[:, None]).to(x.dtype)
         degree = (transition > degree_floor).sum(dim=1)
     else:
-        degree = edges.sum(dim=1)
+        degree = edges.sum(dim=1, dtype=torch.int32)  # 64-bit sums of booleans are 15 times slower
     return TokenGraph(weights, row_sum, degree)
 
 

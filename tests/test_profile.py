@@ -76,7 +76,13 @@ def test_the_profile_of_the_papers_model():
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("gprune", {}), ("random", {"scope": "joint", "newline": "drop"}), ("divprune", {})],
+    [
+        ("gprune", {}),
+        ("random", {"scope": "joint", "newline": "drop"}),
+        ("divprune", {}),
+        ("fastv", {}),
+        ("compose", {"first": "l2norm"}),
+    ],
 )
 def test_the_planned_record_is_that_of_a_run(family, name, options):
     if family in tiny.M_ROPE:

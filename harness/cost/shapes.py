@@ -106,13 +106,19 @@ def record(
     )
     if method is None or method.ratio == 0:
         return made
-    if isinstance(method, TokenMethod):
-        kept = sum(_kept(one, method) for one in layouts)
-        made.views = tuple(n for one in layouts for n in _views(one, method))
-        made.stages = [(0, torch.arange(total) < kept)]
-    elif isinstance(method, LayerMethod):
-        plan = method.checked_schedule(depth, total)
-        made.stages = [(i, torch.arange(total) < n) for i, n in enumerate(plan)]
+    # A composed method has one of each kind; the second plans for what the first left.
+    first = method if isinstance(method, TokenMethod) else getattr(method, "token_method", None)
+    then = method if isinstance(method, LayerMethod) else getattr(method, "layer_method", None)
+    if first is None and then is None:
+        raise ConfigError(f"{method.name}: how many tokens it keeps is only known from a run")
+    left = total
+    if first is not None and first.ratio > 0:
+        left = sum(_kept(one, first) for one in layouts)
+        made.views = tuple(n for one in layouts for n in _views(one, first))
+        made.stages = [(0, torch.arange(total) < left)]
+    if then is not None:
+        plan = then.checked_schedule(depth, left)
+        made.stages += [(i, torch.arange(total) < n) for i, n in enumerate(plan)]
     return made
 
 
