@@ -98,6 +98,34 @@ def test_a_failing_sample_is_not_an_empty_answer(run):
     assert sorted(set(neighbours)) == [0, 1, 3]
 
 
+def test_an_image_that_cannot_be_decoded_fails_its_sample_alone(engine, tmp_path):
+    """Bytes of one picture are damaged in the data itself; the others are answered and scored."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    class Looking(tools.Scripted):
+        def answer(self, batch):
+            for question in batch:
+                assert question.images()
+            return super().answer(batch)
+
+    with Journal(tmp_path / "samples.jsonl") as journal:
+        job = tools.job(tmp_path, journal)
+        (file,) = job.data.root.rglob("validation-*.parquet")
+        table = pq.read_table(file)
+        images = table["image"].to_pylist()
+        images[3]["bytes"] = b"\x89PNG and then nothing of a picture"
+        column = pa.array(images, type=table.schema.field("image").type)
+        place = table.schema.get_field_index("image")
+        pq.write_table(table.set_column(place, table.schema.field("image"), column), file)
+        rows = tools.references(job.data.root)
+        outcome = engine.run(job, Looking(lambda q: rows[q.doc_id]["answers"][0]))
+    failed = [s for s in outcome.samples if s["error"]]
+    assert [s["doc_id"] for s in failed] == [3]
+    assert "identify image" in failed[0]["error"]
+    assert outcome.metrics["exact_match"] == 1.0
+
+
 def test_a_cell_in_which_everything_fails_stops_early_and_says_why(run):
     def hopeless(rows):
         return tools.Scripted(lambda question: 1 / 0)
