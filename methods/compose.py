@@ -68,7 +68,11 @@ class Compose(PruningMethod):
     def _part(self, name: str, ratio: float, options: Mapping[str, Any]) -> PruningMethod:
         common = {"rounding": self.rounding, "compute_dtype": self.compute_dtype}
         common |= {"positions": self.positions, "seed": self.seed, "ratio": ratio}
-        return build(name, **{**common, **options})
+        try:
+            return build(name, **{**common, **options})
+        except MethodError as error:
+            part = "first" if options is self.first_options else "then"
+            raise MethodError(f"compose: {part}={name}: {error}") from error
 
     @property
     def token_method(self) -> PruningMethod:

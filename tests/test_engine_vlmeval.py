@@ -179,6 +179,8 @@ before = ssl._create_default_https_context, list(logging.getLogger().handlers)
 from harness.engines import vlm_import
 vlm_import.load()
 assert ssl._create_default_https_context is before[0], "TLS verification was switched off"
+import torch
+assert torch.is_grad_enabled(), "gradients were switched off for the whole process"
 assert logging.getLogger().handlers == before[1], "a root handler was added"
 from hydra.core.override_parser.overrides_parser import OverridesParser
 import math_verify

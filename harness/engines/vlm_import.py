@@ -1,8 +1,8 @@
 """Import and call VLMEvalKit without what it does to the rest of the process.
 
-Its import switches off TLS verification for everybody and adds a root log handler; its scorers
-take their file formats and data folder from the environment, start sixteen processes for a
-thousand string comparisons, and name a scratch file by the second.
+Its import switches off TLS verification and gradients for everybody and adds a root log handler;
+its scorers take their file formats and data folder from the environment, start sixteen processes
+for a thousand string comparisons, and name a scratch file by the second.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from harness.errors import HarnessError
 
 
 def load() -> types.ModuleType:
-    """``import vlmeval`` (8 s, once), leaving TLS, logging and the home directory alone."""
+    """``import vlmeval`` (8 s, once), leaving TLS, logging, gradients and the home folder alone."""
+    import torch
+
+    gradients = torch.is_grad_enabled()
     context, root = ssl._create_default_https_context, logging.getLogger()
     handlers, level = list(root.handlers), root.level
     # Some modules ask for the data folder while they are imported, which would create it at home.
@@ -35,6 +38,7 @@ def load() -> types.ModuleType:
             text = f"vlmeval does not import ({error}); {INSTALL['vlmevalkit']}"
             raise HarnessError(text) from error
         finally:
+            torch.set_grad_enabled(gradients)
             ssl._create_default_https_context = context
             root.handlers[:] = handlers
             root.setLevel(level)
