@@ -26,7 +26,7 @@ test: $(READY) $(VLMEVAL)
 	$(BIN)/python -m pytest -n $(JOBS)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .
