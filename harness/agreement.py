@@ -117,7 +117,7 @@ def _turned(answers: Sequence[str], origin: tables.Origin) -> str:
 
 
 def _score(config: dict[str, Any], engine: str, given: Given, samples: int | None) -> float:
-    bench = benches.for_engine(config, {"name": engine, "prompt_style": "llava"})
+    bench = benches.for_engine(config, {"name": engine}, {"prompt": {"vlmevalkit": "llava"}})
     entry = bench["engines"][engine]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

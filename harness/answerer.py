@@ -22,10 +22,12 @@ class ModelAnswerer:
         vlm: the loaded model.
         run: what ``models.prune`` yields; names the samples and hands out what was kept.
         max_new_tokens: limit for tasks that set none themselves.
+        system: system message of every conversation; None: as the chat template has it.
     """
 
-    def __init__(self, vlm: VLM, run: Any, max_new_tokens: int) -> None:
+    def __init__(self, vlm: VLM, run: Any, max_new_tokens: int, system: str | None = None) -> None:
         self.vlm, self.run, self.max_new_tokens = vlm, run, max_new_tokens
+        self.system = system
         if not getattr(vlm.processor, "chat_template", None):
             raise HarnessError(f"{vlm.name}: the processor has no chat template to prompt with")
 
@@ -42,7 +44,7 @@ class ModelAnswerer:
         return [answer for answer in answers if answer is not None]
 
     def _generate(self, batch: Sequence[Question], images: list[list[Any]]) -> list[Answer]:
-        inputs = chat_inputs(self.vlm, batch, images)
+        inputs = chat_inputs(self.vlm, batch, images, self.system)
         self.run.take()  # a batch that failed may have left records behind
         self.run.begin([question.sample_id for question in batch])
         clock = FirstToken(self.vlm.device)
@@ -74,8 +76,8 @@ class ModelAnswerer:
                     temperature=None,
                     top_p=None,
                     top_k=None,
-                    # A method that decides anew at every step needs the whole prompt at every step.
-                use_cache=not getattr(self.run.method, "redecide", False),
+                    # A method that decides anew at every step needs the whole prompt each time.
+                    use_cache=not getattr(self.run.method, "redecide", False),
                     max_new_tokens=limit,
                     pad_token_id=self.vlm.processor.tokenizer.pad_token_id,
                     logits_processor=[clock],
@@ -132,11 +134,24 @@ class FirstToken:
         return self._now() - self._start
 
 
-def chat_inputs(vlm: VLM, batch: Sequence[Question], images: Sequence[Sequence[Any]]) -> Any:
-    """Model inputs of a batch of questions: chat template, left padding, on the model's device."""
+def chat_inputs(
+    vlm: VLM,
+    batch: Sequence[Question],
+    images: Sequence[Sequence[Any]],
+    system: str | None = None,
+) -> Any:
+    """Model inputs of a batch of questions: chat template, left padding, on the model's device.
+
+    Raises:
+        HarnessError: there is a system message and the chat template leaves it out.
+    """
     processor = vlm.processor
-    chats = [_messages(q.prompt, len(i)) for q, i in zip(batch, images, strict=True)]
+    chats = [_messages(q.prompt, len(i), system) for q, i in zip(batch, images, strict=True)]
     texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in chats]
+    if system is not None and system not in texts[0]:
+        raise HarnessError(
+            f"{vlm.name}: its chat template drops system messages; model.prompt.system=null"
+        )
     flat = [as_rgb(image) for found in images for image in found]
     bos = processor.tokenizer.bos_token
     inputs = processor(
@@ -150,6 +165,7 @@ def chat_inputs(vlm: VLM, batch: Sequence[Question], images: Sequence[Sequence[A
     return inputs.to(vlm.device, getattr(torch, vlm.dtype))
 
 
-def _messages(prompt: str, images: int) -> list[dict[str, Any]]:
+def _messages(prompt: str, images: int, system: str | None) -> list[dict[str, Any]]:
     content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
-    return [{"role": "user", "content": content}]
+    first = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    return [*first, {"role": "user", "content": content}]

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness import prompts
 from harness.errors import ConfigError
 
 # Entries of conf/bench that an engine may state otherwise, because its scorer does.
 OVERRIDABLE = ("metric", "scale", "unit", "maximum", "others", "judge", "prompt", "samples")
 
 
-def for_engine(bench: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
+def for_engine(
+    bench: dict[str, Any], engine: dict[str, Any], model: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The bench entry with the engine's own metric, scale, prompt and so on in place.
 
-    Options of conf/engine (a prompt style) join the benchmark's entry for that engine.
+    Options of conf/engine and the wording the model asks for join the benchmark's entry for that
+    engine.
 
     Raises:
-        ConfigError: the benchmark does not exist in this engine.
+        ConfigError: the benchmark does not exist in this engine, or the model's wording does not.
     """
     name = engine["name"]
     if name not in bench["engines"]:
         known = ", ".join(bench["engines"])
         raise ConfigError(f"bench={bench['name']} has no engine={name} (it has: {known})")
     own = {**{k: v for k, v in engine.items() if k != "name"}, **bench["engines"][name]}
+    if wording := prompts.wording(model or {}, name):
+        own["wording"] = wording
     changed = {key: own[key] for key in OVERRIDABLE if key in own}
     return {**bench, **changed, "engines": {**bench["engines"], name: own}}
 
@@ -33,7 +39,7 @@ def scoring(bench: dict[str, Any], engine: str) -> dict[str, Any]:
     chosen = {
         "judge": bench.get("judge"),
         "prompt_options": entry.get("prompt_options"),
-        "prompt_style": entry.get("prompt_style"),
+        "wording": entry.get("wording"),
     }
     return {key: value for key, value in chosen.items() if value}
 

@@ -138,10 +138,11 @@ def run_calibration(prepared: Prepared) -> dict[str, Any]:
 def collect_prompts(prepared: Prepared, vlm: Any, scratch: Path) -> list[dict[str, Any]]:
     """Model inputs of the calibration samples, worded by the engine itself."""
     from harness import engines
+    from harness import prompts as wordings
     from harness.answerer import chat_inputs
     from harness.engines.base import Answer, Job
 
-    config = prepared.config
+    config, system = prepared.config, wordings.system(prepared.config["model"])
     collected: list[dict[str, Any]] = []
 
     class Collector:
@@ -149,7 +150,7 @@ def collect_prompts(prepared: Prepared, vlm: Any, scratch: Path) -> list[dict[st
             for question in batch:
                 images = list(question.images())
                 if images:
-                    collected.append(dict(chat_inputs(vlm, [question], [images])))
+                    collected.append(dict(chat_inputs(vlm, [question], [images], system)))
             return [Answer("-") for _ in batch]
 
     class Nowhere:

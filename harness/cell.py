@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import benches
+from harness import benches, prompts
 from harness.data import subset
 from harness.errors import ConfigError
 
@@ -144,6 +144,7 @@ def asked(config: dict[str, Any]) -> dict[str, Any]:
             **benches.scoring(bench, engine),
         },
         "engine": engine,
+        **({"system": text} if (text := prompts.system(config["model"])) else {}),
         "decoding": dict(config["decoding"]),
         "batch_size": config["batch_size"],
     }

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from harness import benches, lease, meter, provenance, ranks, reuse
+from harness import benches, lease, meter, prompts, provenance, ranks, reuse
 from harness.cell import method_options
 from harness.display import Progress, say
 from harness.engines.base import ShareAnswered
@@ -228,7 +228,8 @@ def _answer(
             share=share,
         )
         run.shared = sharing.enter(prepared.cell)
-        answerer = ModelAnswerer(vlm, run, config["decoding"]["max_new_tokens"])
+        system = prompts.system(config["model"])
+        answerer = ModelAnswerer(vlm, run, config["decoding"]["max_new_tokens"], system)
         return engine.run(job, answerer)
 
 

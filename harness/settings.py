@@ -51,7 +51,8 @@ def prepare(config: dict[str, Any], *, sweep: bool = False) -> Prepared:
     config = solver.resolve(config, notes)
     config = {**config, "ratio": _ratio(config, sweep, notes)}
     _check_numbers(config)
-    config = {**config, "bench": benches.for_engine(config["bench"], config["engine"])}
+    bench = benches.for_engine(config["bench"], config["engine"], config["model"])
+    config = {**config, "bench": bench}
     source.check(config["data"])
     if config["task"] == "calibrate":
         config = calibrate.calibration_data(config)

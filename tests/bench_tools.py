@@ -51,11 +51,11 @@ def rows(name: str, samples: int) -> list[dict[str, Any]]:
 
 def job(
     folder: Path, name: str, journal: Journal, *, engine: str = "lmms_eval", samples: int = 8,
-    batch_size: int = 4, style: dict[str, Any] | None = None, **bench_changes: Any,
+    batch_size: int = 4, model: dict[str, Any] | None = None, **bench_changes: Any,
 ) -> Job:  # fmt: skip
     """A job on mini rows; continues what the journal in ``folder`` holds."""
     options = entries(CONF, "engine", engine) or {}
-    bench = for_engine(config(name, **bench_changes), {**options, **(style or {})})
+    bench = for_engine(config(name, **bench_changes), options, model)
     entry = bench["engines"][engine]
     asked = {"source": "mini", "seed": 0, "samples": samples}
     earlier = read_journal(folder / "samples.jsonl")

@@ -35,13 +35,14 @@ def tokenizer(
         base.post_processor = processors.TemplateProcessing(
             single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
         )
+    # Before the wrapper sees it: "additional" special tokens are no longer an argument of that one.
+    base.add_special_tokens(special)
     return PreTrainedTokenizerFast(
         tokenizer_object=base,
         pad_token="<pad>",
         bos_token="<bos>",
         eos_token="<end>",
         unk_token="<unk>",
-        additional_special_tokens=[t for t in special if t not in ("<pad>", "<bos>", "<end>")],
         extra_special_tokens={"image_token": image, **({"video_token": video} if video else {})},
     )
 

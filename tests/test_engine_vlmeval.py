@@ -256,25 +256,8 @@ def test_pictures_come_from_the_table_and_not_from_a_cache(tmp_path):
 )
 def test_prompt_styles(style, name, ends, tmp_path):
     answerer = tools.constant()
-    run(tmp_path, name, answerer, samples=2, style={"name": ENGINE, "prompt_style": style})
+    run(tmp_path, name, answerer, samples=2, model={"prompt": {ENGINE: style}})
     assert answerer.asked[0].prompt.endswith(ends)
-
-
-def test_an_unknown_prompt_style_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="generic, llava, qwen2vl"):
-        run(tmp_path, "gqa", tools.constant(), style={"name": ENGINE, "prompt_style": "gpt"})
-
-
-def test_the_prompt_style_belongs_to_the_cell():
-    from harness import benches
-
-    made = [
-        benches.scoring(
-            benches.for_engine(tools.config("gqa"), {"name": ENGINE, "prompt_style": style}), ENGINE
-        )
-        for style in ("llava", "generic")
-    ]
-    assert made[0] != made[1]
 
 
 KILLED = """

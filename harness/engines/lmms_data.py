@@ -22,7 +22,8 @@ from harness.engines.base import Job
 from harness.errors import ConfigError, HarnessError, one_line
 from harness.judge import lmms as judge
 
-# No task has a prompt block under this name, so every task gives its default prompt.
+# No task has a prompt block under this name, so every task gives its default block, which is the
+# one the model's policy chose.
 PROMPT_MODEL = "llava_hf"
 
 
@@ -95,11 +96,11 @@ def task(job: Job) -> ConfigurableTask:
     engine = job.engine
     with importable_without_key():
         config = dict(task_manager(engine)._get_config(engine["task"]))
-    if options := engine.get("prompt_options"):
-        blocks = config["lmms_eval_specific_kwargs"]
-        config["lmms_eval_specific_kwargs"] = {
-            **blocks, "default": {**blocks["default"], **options},
-        }  # fmt: skip
+    if blocks := config.get("lmms_eval_specific_kwargs"):
+        # A task without a block of this name words its questions in one way only.
+        block = blocks.get(engine.get("wording") or "default", blocks["default"])
+        options = engine.get("prompt_options") or {}
+        config["lmms_eval_specific_kwargs"] = {**blocks, "default": {**block, **options}}
     if images := engine.get("images"):
         # The task's own way copies the image into every row, as PNG, with eight processes:
         # gigabytes of cache for GQA.

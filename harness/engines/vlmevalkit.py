@@ -26,7 +26,7 @@ class VLMEvalKit:
         if job.data.root is None:
             raise HarnessError("engine=vlmevalkit needs a folder with the table")
         quiet.no_progress_bars()
-        table, style = job.engine["table"], job.engine.get("prompt_style") or "generic"
+        table, style = job.engine["table"], job.engine.get("wording") or "generic"
         with vlm_import.surroundings(job.data.root):
             # Fresh for every job: scoring changes the object.
             dataset = vlm_table.open_dataset(table, job.data.root)

@@ -103,7 +103,8 @@ def asked(config: dict[str, Any]) -> dict[str, Any]:
     """
     ratio = 0.0 if config["method"]["name"] == "none" else config["ratio"]
     ready = {**config, "ratio": None if ratio is None else float(ratio)}
-    made = cell.asked({**ready, "bench": benches.for_engine(config["bench"], config["engine"])})
+    bench = benches.for_engine(config["bench"], config["engine"], config["model"])
+    made = cell.asked({**ready, "bench": bench})
     return made if ratio is not None else under_budget(made, config)
 
 
