@@ -7,14 +7,16 @@ Only what every network file system does atomically is used: ``O_EXCL`` creation
 
 A lease is renewed by touching the file. It may be taken over, by creating the next number, when it
 was given back, when its holder is known to be dead (same machine: no such process; same SLURM job:
-an earlier start), or when it has not been renewed for ``expiry`` seconds. Ages compare two times of
-the file server, so clocks of machines need not agree. A holder that slept through its expiry finds
-a higher number and stops before it writes anything more.
+an earlier start), or when it has not been renewed for ``expiry`` seconds: those its holder promised
+to renew it within, written into the lease. Ages compare two times of the file server, so clocks of
+machines need not agree. A holder that slept through its expiry finds a higher number and stops
+before it writes anything more.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -67,8 +69,7 @@ class Lease:
         if time.monotonic() - self._renewed > self.expiry / 2:
             with contextlib.suppress(FileNotFoundError):
                 self._renew()
-        if self.file.with_name(f"{_PREFIX}{self.number + 1}").exists() or not self.file.exists():
-            raise Lost(f"{self.file.parent}: another process took this cell over; it goes on there")
+        check(self.file.parent, self.number)
 
     def release(self, finished: bool) -> None:
         """Give the lease back; of a finished cell nothing is left."""
@@ -79,6 +80,17 @@ class Lease:
                 file.unlink(missing_ok=True)
         elif self.file.exists():
             _write(self.file, {**_me(), "released": True})
+
+
+def check(folder: Path, number: int) -> None:
+    """Return if the lease of this number still holds: for companions of its holder.
+
+    Raises:
+        Lost: another process has taken the cell over.
+    """
+    mine, next_one = (folder / f"{_PREFIX}{n}" for n in (number, number + 1))
+    if next_one.exists() or not mine.exists():
+        raise Lost(f"{folder}: another process took this cell over; it goes on there")
 
 
 def acquire(folder: Path, expiry: float = EXPIRY) -> Lease:
@@ -97,7 +109,7 @@ def acquire(folder: Path, expiry: float = EXPIRY) -> Lease:
     except FileExistsError:
         raise Busy(_busy(mine)) from None
     with os.fdopen(descriptor, "w") as stream:
-        json.dump(_me(), stream)
+        json.dump({**_me(), "expiry": expiry}, stream)
     if _highest(folder) != number + 1:  # all numbers went and came again since we looked
         mine.unlink(missing_ok=True)
         raise Busy(_busy(folder / f"{_PREFIX}{_highest(folder)}"))
@@ -125,7 +137,8 @@ def _refuse_if_held(file: Path, expiry: float) -> None:
 
 
 def _free(owner: dict[str, Any], age: float, expiry: float) -> bool:
-    return bool(owner.get("released")) or age > expiry or _dead(owner)
+    limit = owner.get("expiry", expiry)  # what its holder goes by, whatever others think
+    return bool(owner.get("released")) or age > limit or _dead(owner)
 
 
 def _dead(owner: dict[str, Any]) -> bool:
@@ -185,10 +198,15 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _age(file: Path) -> float | None:
-    """Seconds since the last renewal, by the file server's clock."""
+    """Seconds since the last renewal, by the file server's clock; by ours where we may not write."""
     probe = file.with_name(f".now-{uuid.uuid4().hex}")
     try:
-        probe.touch()
+        try:
+            probe.touch()
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return time.time() - file.stat().st_mtime
         # Opened, not only looked up: network file systems then ask the server.
         with file.open() as lease, probe.open() as now:
             return os.fstat(now.fileno()).st_mtime - os.fstat(lease.fileno()).st_mtime

@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from harness.errors import HarnessError, one_line
+from harness.lease import Lost
 from harness.store import Journal, read_journal
 
+POLL = 0.02  # seconds between two looks at what the others are doing
 _NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+
+
+class Elsewhere(HarnessError):
+    """Another process of the group failed, so there is nothing to go on with."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Ranks:
     world: int
     local: int
     store: Any = field(default=None, compare=False)
+    _cells: list[int] = field(default_factory=list, compare=False)
     _passed: list[int] = field(default_factory=list, compare=False)
 
     @property
@@ -45,21 +53,51 @@ class Ranks:
 
     def wait(self) -> None:
         """Until every rank has come here; a rank that died is noticed by the launcher."""
-        name = f"cell/{len(self._passed)}"
-        self._passed.append(1)
+        name = self._step("wait")
         if self.store.add(f"{name}/came", 1) == self.world:
             self.store.set(f"{name}/all", "1")
-        self.store.wait([f"{name}/all"], timedelta(days=30))
+        self._until(f"{name}/all")
 
-    def agree(self, verdict: bool | None = None) -> bool:
+    def agree(self, verdict: str | None = None) -> str:
         """Rank 0 gives a verdict, the others get to know it."""
-        name = f"verdict/{len(self._passed)}"
-        self._passed.append(1)
+        name = self._step("verdict")
         if verdict is not None:
-            self.store.set(name, "yes" if verdict else "no")
+            self.store.set(name, verdict)
             return verdict
-        self.store.wait([name], timedelta(days=30))
-        return self.store.get(name) == b"yes"
+        self._until(name)
+        return self.store.get(name).decode()
+
+    @contextlib.contextmanager
+    def cell(self) -> Iterator[None]:
+        """All ranks work on one cell; where one of them fails, nobody waits for it.
+
+        Raises:
+            HarnessError: another rank failed.
+            Lost: the cell was taken over from the rank that holds its lease.
+        """
+        self._cells.append(1)
+        self._passed.clear()
+        broken = f"cell/{len(self._cells)}/broken"
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, Elsewhere):
+                kind = "lost" if isinstance(error, Lost) else "failed"
+                self.store.set(broken, f"{kind} process {self.rank}: {one_line(error)}")
+            raise
+
+    def _step(self, what: str) -> str:
+        """A name that all ranks give to this moment: they do the same steps in every cell."""
+        self._passed.append(1)
+        return f"cell/{len(self._cells)}/{what}/{len(self._passed)}"
+
+    def _until(self, name: str) -> None:
+        broken = f"cell/{len(self._cells)}/broken"
+        while not self.store.check([name]):
+            if self.store.check([broken]):
+                kind, _, reason = self.store.get(broken).decode().partition(" ")
+                raise (Lost if kind == "lost" else Elsewhere)(reason)
+            time.sleep(POLL)
 
 
 @cache
@@ -78,9 +116,14 @@ def join() -> Ranks | None:
     return Ranks(rank, world, int(os.environ.get("LOCAL_RANK", "0")), store)
 
 
+def grouped() -> bool:
+    """True in every process of a group."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def secondary() -> bool:
     """True in all processes of a group but the first: they keep quiet."""
-    return int(os.environ.get("RANK", "0")) > 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return int(os.environ.get("RANK", "0")) > 0 and grouped()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from harness.display import Progress, say
 from harness.engines.base import ShareAnswered
 from harness.errors import ConfigError, HarnessError
 from harness.settings import Prepared
-from harness.store import Journal, Store
+from harness.store import RETRY, Journal, Store, stands
 
 
 def run_cell(prepared: Prepared) -> dict[str, Any] | None:
@@ -30,51 +31,77 @@ def run_cell(prepared: Prepared) -> dict[str, Any] | None:
         if note:
             say(note)
     store = Store(prepared.results, prepared.cell)
-    stored = store.result()
-    if stored is not None and not prepared.config["force"]:
+    if (group := ranks.join()) is not None:
+        with group.cell():
+            return _run_together(group, prepared, store)
+    if (stored := _finished(prepared, store)) is not None:
         _say_finished(stored, store)
-        return {**stored, "directory": str(store.folder)}
-    method = build_method(prepared.config)
-    _check_schedule(method, prepared.checkpoint.config)
-    group = ranks.join()
-    with _leased(prepared, store, group):
-        if group is not None:
-            return _compute_together(group, prepared, store, method)
-        stored = store.result()  # somebody may have finished it before the lease was ours
-        if stored is not None and not prepared.config["force"]:
-            return {**stored, "directory": str(store.folder)}
+        return stored
+    method = _checked_method(prepared)
+    with _leased(prepared, store):
+        stored = _finished(prepared, store)  # by somebody else, before the lease was ours
+        if stored is not None:
+            return stored
         _open(prepared, store)
         return _compute(prepared, store, method)
 
 
+def _finished(prepared: Prepared, store: Store) -> dict[str, Any] | None:
+    """The stored result, unless ``force`` asks for another one."""
+    stored = store.result()
+    if stored is None or not stands(stored, prepared.config["force"]):
+        return None
+    return {**stored, "directory": str(store.folder)}
+
+
 @contextlib.contextmanager
-def _leased(prepared: Prepared, store: Store, group: ranks.Ranks | None) -> Iterator[None]:
-    """The cell for this process, or for its group; raises :class:`lease.Busy` in all of them."""
-    if group is not None and not group.first:
-        if not group.agree():
-            raise lease.Busy(f"{store.folder}: computed right now by another process")
-        yield
-        return
-    try:
-        held = lease.acquire(store.folder, prepared.config["sweep"]["lease_s"])
-    except lease.Busy:
-        if group is not None:
-            group.agree(False)
-        raise
-    if group is not None:
-        group.agree(True)
+def _leased(prepared: Prepared, store: Store) -> Iterator[lease.Lease]:
+    """The cell for this process alone; raises :class:`lease.Busy` if another one has it."""
+    held = lease.acquire(store.folder, prepared.config["sweep"]["lease_s"])
     store.guard = held.check
     try:
-        yield
+        yield held
     finally:
         held.release(store.result_file.exists())
 
 
 def _open(prepared: Prepared, store: Store) -> None:
-    store.open(prepared.config, fresh=bool(prepared.config["force"]))
+    force = prepared.config["force"]
+    if force == RETRY and store.result_file.exists():
+        store.reopen()
+    store.open(prepared.config, fresh=force is True)
     ranks.fold(store.folder, store.journal_file)  # what a killed group of processes left behind
-    if not prepared.config["force"] and (taken := reuse.into(store)):
+    if force is not True and (taken := reuse.into(store)):
         say(f"{taken} answers of other runs on other rows of this benchmark are at hand")
+
+
+def _run_together(
+    group: ranks.Ranks, prepared: Prepared, store: Store
+) -> dict[str, Any] | None:  # fmt: skip
+    """The cell in a group: rank 0 looks whether it is finished and takes the lease for all."""
+    if not group.first:
+        verdict, _, number = group.agree().partition(" ")
+        if verdict == "finished":
+            return None
+        if verdict == "busy":
+            raise lease.Busy(f"{store.folder}: computed right now by another process")
+        store.guard = functools.partial(lease.check, store.folder, int(number))
+        return _compute_together(group, prepared, store, _checked_method(prepared))
+    if (stored := _finished(prepared, store)) is not None:
+        group.agree("finished")
+        _say_finished(stored, store)
+        return stored
+    method = _checked_method(prepared)
+    try:
+        with _leased(prepared, store) as held:
+            if (stored := _finished(prepared, store)) is not None:
+                group.agree("finished")
+                return stored
+            group.agree(f"go {held.number}")
+            return _compute_together(group, prepared, store, method)
+    except lease.Busy:
+        group.agree("busy")
+        raise
 
 
 def _compute_together(
@@ -83,7 +110,6 @@ def _compute_together(
     """Every rank answers its share; rank 0 then scores what all of them answered."""
     from harness import quiet
 
-    group.wait()  # all have seen whether the cell was finished
     if group.first:
         _open(prepared, store)
     group.wait()
@@ -99,6 +125,12 @@ def _compute_together(
     ranks.fold(store.folder, store.journal_file)
     with ranks.alone():
         return _compute(prepared, store, method, len(earlier), group.world)
+
+
+def _checked_method(prepared: Prepared) -> Any:
+    method = build_method(prepared.config)
+    _check_schedule(method, prepared.checkpoint.config)
+    return method
 
 
 def build_method(config: dict[str, Any]) -> Any:
@@ -145,8 +177,11 @@ def _locate(target: str) -> Any:
 
 
 def _say_finished(stored: dict[str, Any], store: Store) -> None:
-    failed = f", {stored['n_failed']} samples failed" if stored["n_failed"] else ""
-    say(f"finished on {stored['finished'][:16]}{failed}; force=true runs it again")
+    failed, again = "", "force=true runs it again"
+    if stored["n_failed"]:
+        failed = f", {stored['n_failed']} samples failed"
+        again = "force=failed asks those again, force=true all of it"
+    say(f"finished on {stored['finished'][:16]}{failed}; {again}")
     if stored["provenance"]["code"] != provenance.code_hash():
         say("note: methods/ or models/ changed since this result was computed")
 

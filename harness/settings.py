@@ -13,6 +13,7 @@ from harness import cell as cells
 from harness.cost import solver
 from harness.data import source, subset
 from harness.errors import ConfigError, unknown
+from harness.store import RETRY
 
 TASKS = ("cell", "calibrate", "profile", "time")
 DATALESS_TASKS = ("profile", "time")  # they need sizes of images, not a benchmark
@@ -51,6 +52,8 @@ def prepare(config: dict[str, Any], *, sweep: bool = False) -> Prepared:
     config = solver.resolve(config, notes)
     config = {**config, "ratio": _ratio(config, sweep, notes)}
     _check_numbers(config)
+    if config["force"] not in (False, True, RETRY):
+        raise ConfigError(f"force must be false, true or {RETRY}: got {config['force']!r}")
     bench = benches.for_engine(config["bench"], config["engine"], config["model"])
     config = {**config, "bench": bench}
     source.check(config["data"])

@@ -22,6 +22,16 @@ from harness.cell import Cell, canonical_json
 from harness.errors import HarnessError
 
 
+RETRY = "failed"  # force=failed: samples that failed are asked again, the others kept
+
+
+def stands(result: dict[str, Any], force: bool | str) -> bool:
+    """True if a stored result is not to be computed again under this value of ``force``."""
+    if force == RETRY:
+        return not result["n_failed"]
+    return not force
+
+
 class Store:
     """The directory of one cell."""
 
@@ -73,6 +83,12 @@ class Store:
         for file in files:
             if file.exists():
                 file.rename(aside / file.name)
+
+    def reopen(self) -> None:
+        """Make a finished cell an interrupted one; its result is set aside, its answers stay."""
+        aside = self.folder / time.strftime("previous-%Y%m%d-%H%M%S")
+        aside.mkdir(exist_ok=True)
+        self.result_file.rename(aside / self.result_file.name)
 
     def samples(self) -> list[dict[str, Any]]:
         """Journal entries in the order written; the last entry of a sample wins."""
