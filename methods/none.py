@@ -14,6 +14,7 @@ class NoPruning(PruningMethod):
     """Keeps every visual token; ``ratio`` must be 0."""
 
     title = "unpruned"
+    example = {"ratio": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from PIL import Image
 
+import methods
 from harness.answerer import ModelAnswerer, chat_inputs
 from harness.engines.base import Question
 from harness.images import as_rgb
 from models import prune
 from models.load import load
 from tests import family_checkpoints, tiny
+from tests.method_tools import built
 
-METHODS = {
-    "none": {},
-    "random": {"ratio": 0.5},
-    "gprune": {"ratio": 0.7},
-    "tome": {"ratio": 0.5},
-    "fastv": {"ratio": 0.5},
-}
 SIZES = ((50, 90), (90, 50), (33, 33), (64, 20), (20, 64), (128, 128))
 
 
@@ -38,14 +35,20 @@ def ask(number, *images):
     return Question(number, f"t:{number}", "What is it" + "?" * (1 + number), lambda: images)
 
 
-def answers(vlm, questions, name="gprune", **options):
-    with prune(vlm.model, name, **(options or METHODS[name])) as run:
+def answers(vlm, questions, name="gprune", **changes):
+    method = built(name, vlm.model.config.model_type, **changes)
+    with prune(vlm.model, method) as run:
         return ModelAnswerer(vlm, run, max_new_tokens=5).answer(questions)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@functools.cache
+def pictures():
+    return [picture(SIZES[i % len(SIZES)], i) for i in range(8)]
+
+
+@pytest.mark.parametrize("name", methods.available())
 def test_batches_of_one_four_and_eight_give_the_same_answers(vlm, name):
-    questions = [ask(i, picture(SIZES[i % len(SIZES)], i)) for i in range(8)]
+    questions = [ask(i, image) for i, image in enumerate(pictures())]
     alone = [answers(vlm, [q], name)[0] for q in questions]
     for size in (4, 8):
         parts = [questions[i : i + size] for i in range(0, 8, size)]
@@ -55,7 +58,7 @@ def test_batches_of_one_four_and_eight_give_the_same_answers(vlm, name):
         assert kept == [a.extra["pruning"]["kept"] for a in alone]
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", methods.available())
 def test_rows_with_two_images_one_image_and_none(vlm, name):
     rows = [(picture((50, 90)), picture((64, 20), 1)), (picture((33, 33), 2),), ()]
     questions = [ask(i, *images) for i, images in enumerate(rows)]

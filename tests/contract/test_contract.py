@@ -13,27 +13,9 @@ from models import prune
 from models.errors import PruningUnsupported
 from models.oracle import masked
 from tests import tiny
+from tests.method_tools import CLS, built
 
 TOLERANCE = 1e-4
-CLS = {"cls_attention", "last_attention"}
-
-
-def built(name: str, family: str, **changes: object) -> methods.PruningMethod:
-    """The method with options that are defined for the family, documented substitutes included."""
-    cls = methods.get(name)
-    options = {**cls.example, **changes}
-    one = methods.build(name, **options)
-    if CLS & set(one.needs) and family not in tiny.WITH_CLS:
-        if not cls.without_cls:
-            pytest.skip(f"{name} needs a CLS token, which {family} does not have")
-        options.update(cls.without_cls)
-    if family in tiny.M_ROPE:
-        options["positions"] = "original"
-        if "merge_space" in one.options():
-            options["merge_space"] = "llm"
-    if getattr(one, "scope", "") == "per_tile" and family == "llava_onevision":
-        options["scope"] = "per_view"
-    return methods.build(name, **options)
 
 
 def pruned(family: str, kernel: str, method: methods.PruningMethod, numbers=(0,), **kw):

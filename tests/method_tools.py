@@ -1,0 +1,28 @@
+"""Every registered method with options that a family defines, as the generic tests build it."""
+
+from __future__ import annotations
+
+import pytest
+
+import methods
+from tests import tiny
+
+CLS = {"cls_attention", "last_attention"}
+
+
+def built(name: str, family: str, **changes: object) -> methods.PruningMethod:
+    """The method with options that are defined for the family, documented substitutes included."""
+    cls = methods.get(name)
+    options = {**cls.example, **changes}
+    one = methods.build(name, **options)
+    if CLS & set(one.needs) and family not in tiny.WITH_CLS:
+        if not cls.without_cls:
+            pytest.skip(f"{name} needs a CLS token, which {family} does not have")
+        options.update(cls.without_cls)
+    if family in tiny.M_ROPE:
+        options["positions"] = "original"
+        if "merge_space" in one.options():
+            options["merge_space"] = "llm"
+    if getattr(one, "scope", "") == "per_tile" and family == "llava_onevision":
+        options["scope"] = "per_view"
+    return methods.build(name, **options)
