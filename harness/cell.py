@@ -22,6 +22,7 @@ INSTALL = {
 }
 FORMAT = 1  # raise when the meaning of the identity changes
 _ANSWERING_PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "pillow")
+BUDGETS = ("flops", "mean_tokens", "latency")
 _ENGINE_PACKAGES = {"lmms_eval": ("lmms_eval",), "vlmevalkit": ("ms-vlmeval", "vlmeval")}
 
 
@@ -134,7 +135,7 @@ def asked(config: dict[str, Any]) -> dict[str, Any]:
     """The part of the identity that the request alone determines, wherever it is run."""
     bench, engine = config["bench"], config["engine"]["name"]
     return {
-        "method": _method(config),
+        "method": method_identity(config),
         "bench": {
             "name": bench["name"],
             "task": bench["engines"][engine]["task"],
@@ -150,7 +151,8 @@ def asked(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _method(config: dict[str, Any]) -> dict[str, Any]:
+def method_identity(config: dict[str, Any]) -> dict[str, Any]:
+    """A method with all its options, as cells and timings are keyed by it."""
     name = config["method"].get("_target_") or config["method"]["name"]
     if config["ratio"] == 0:
         # Nothing is removed, so no option of the method can matter: one baseline for all.
@@ -162,6 +164,15 @@ def method_options(config: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments for ``methods.build``: the group's entries plus ratio and seed."""
     own = {k: v for k, v in config["method"].items() if k not in ("name", "_target_")}
     return {**own, "ratio": config["ratio"], "seed": config["seed"]}
+
+
+def budget(config: dict[str, Any]) -> dict[str, Any] | None:
+    """What a ratio was solved from, with the prompt it was solved on; None without a budget."""
+    given = config.get("budget") or {}
+    if not any(given.get(kind) is not None for kind in BUDGETS):
+        return None
+    asked_for = {k: v for k, v in given.items() if v is not None}
+    return {**asked_for, **{k: config.get(k) for k in ("image_size", "text_tokens")}}
 
 
 def _method_label(method: dict[str, Any]) -> str:

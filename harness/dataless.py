@@ -11,6 +11,8 @@ from harness import settings
 def run_dataless(config: dict[str, Any], *, sweep: bool = False) -> dict[str, Any]:
     """Run ``task=profile`` or ``task=time``, print what came out and store it.
 
+    In a sweep a timing that is stored is not made again, unless ``force=true``.
+
     Raises:
         ConfigError: one line saying what is wrong with the request.
     """
@@ -21,8 +23,11 @@ def run_dataless(config: dict[str, Any], *, sweep: bool = False) -> dict[str, An
     if config["task"] == "time":
         from harness.timing import report, run_timing
 
-        result = run_timing(config)
-        print(report.report(result), flush=True)
+        result = run_timing(config, reuse=sweep and not config.get("force"))
+        if result.get("reused"):
+            print(f"timed on {result['finished'][:16]} (force=true times it again)", flush=True)
+        else:
+            print(report.report(result), flush=True)
         return result
     from harness import profile
 

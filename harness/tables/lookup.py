@@ -19,16 +19,21 @@ from typing import Any
 import yaml
 
 from harness import checkpoint, gate
+from harness.cell import budget as cell_budget
 from harness.cell import canonical_json
 from harness.errors import ConfigError
 from harness.known import entries
-from harness.tables import wanted
+from harness.sweep import status
 from harness.tables.spec import Table, Wanted
+from harness.tables.sweeps import Sweeps
 from harness.tables.wanted import CONF
 
 DONE, RUNNING, FAILED, MISSING, IMPOSSIBLE = "done", "running", "failed", "missing", "impossible"
-BUDGETS = ("flops", "mean_tokens", "latency")
-STILL_RUNNING_S = 120  # a journal written to within this time belongs to a live run
+#: what the states of a sweep are called in a table
+_STATUS = {
+    status.RUNNING: RUNNING, status.FAILED: FAILED, status.INTERRUPTED: FAILED,
+    status.WAITING: MISSING,
+}  # fmt: skip
 #: what must not differ inside one table, with the mark of a cell that does and what it means
 MARKS = {
     "!": "some samples failed; the score is over the answered ones",
@@ -80,9 +85,8 @@ class Index:
             if stored is None:
                 continue
             made = _asked_of(stored.identity)
-            config = _config(stored.folder) if budgets else {}
-            if any((config.get("budget") or {}).get(kind) for kind in BUDGETS):
-                made = wanted.under_budget(made, config)
+            if budgets and (budget := cell_budget(_config(stored.folder))):
+                made["method"] = {**made["method"], "ratio": budget}
             self._by_asked.setdefault(canonical_json(made), []).append(stored)
 
     def find(self, cell: Wanted) -> list[_Stored]:
@@ -108,8 +112,8 @@ def _read(folder: Path) -> _Stored | None:
 
 
 def _asked_of(identity: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("method", "bench", "engine", "decoding", "batch_size")
-    return {name: identity[name] for name in names}
+    """All of an identity but where and with what it was answered."""
+    return {k: v for k, v in identity.items() if k not in ("format", "model", "data", "versions")}
 
 
 def _same_model(stored: _Stored, model: Mapping[str, Any]) -> bool:
@@ -167,7 +171,8 @@ def find(table: Table, results: Path) -> list[Found]:
     """Every cell of the table with its status and marks."""
     cells = table.cells()
     index = Index(results, any(isinstance(_ratio(cell), dict) for cell in cells))
-    found = [_status(cell, index.find(cell)) for cell in cells]
+    sweeps = Sweeps(results)
+    found = [_status(cell, index.find(cell), sweeps) for cell in cells]
     _mark(found)
     return found
 
@@ -176,38 +181,32 @@ def _ratio(cell: Wanted) -> Any:
     return cell.asked["method"].get("ratio")
 
 
-def _status(cell: Wanted, stored: Sequence[_Stored]) -> Found:
-    reason = infeasible(cell)
+def _status(cell: Wanted, stored: Sequence[_Stored], sweeps: Sweeps) -> Found:
+    reason = never(cell.config, _ratio(cell), cell.row.ratio)
     if reason:
         return Found(cell, IMPOSSIBLE, reason=reason)
     finished = [s.result for s in stored if s.result is not None]
     if finished:
         newest = max(finished, key=lambda r: (r["n_samples"], r["finished"], r["key"]))
         return Found(cell, DONE, newest, newest["n_samples"] - newest["n_failed"])
-    if not stored:
+    state = sweeps.unfinished(cell.config, [s.folder for s in stored])
+    if state is None:
         return Found(cell, MISSING)
-    journal = [_journal(s.folder) for s in stored]
-    answered, age = max(journal, key=lambda pair: pair[0])
-    if age is not None and age < STILL_RUNNING_S:
-        return Found(cell, RUNNING, answered=answered)
-    return Found(cell, FAILED, answered=answered, reason="stopped before it was finished")
+    log = f" (log: {state.log})" if state.log and state.name != status.RUNNING else ""
+    reason = f"on {state.where}" if state.name == status.RUNNING else f"{state.reason}{log}"
+    return Found(cell, _STATUS[state.name], answered=state.answered, reason=reason)
 
 
-def _journal(folder: Path) -> tuple[int, float | None]:
-    """Answered samples of an unfinished cell, and seconds since anything was written."""
-    files = [*folder.glob("samples*.jsonl"), folder / "cell.yaml"]
-    there = [file for file in files if file.exists()]
-    lines = sum(file.read_bytes().count(b"\n") for file in there if file.suffix == ".jsonl")
-    newest = max((file.stat().st_mtime for file in there), default=None)
-    return lines, None if newest is None else time.time() - newest
+def never(config: Mapping[str, Any], asked: Any, ratio: float) -> str:
+    """Why no run of a config can be made, or "". Known from the method's depth K and the model's.
 
-
-def infeasible(cell: Wanted) -> str:
-    """Why no run can fill this cell, or "". Known from the method's depth K and the model's."""
-    method = cell.config["method"]
-    layers = _layers(cell.config["model"])
-    ratio, depth = cell.row.ratio, method.get("K")
-    if not ratio or depth is None or layers is None or isinstance(_ratio(cell), dict):
+    Args:
+        asked: the ratio as the request has it; a mapping is a budget.
+        ratio: of the row.
+    """
+    method, layers = config["method"], _layers(config["model"])
+    depth = method.get("K")
+    if not ratio or depth is None or layers is None or isinstance(asked, dict):
         return ""  # a budget that cannot be met is refused by the run itself
     if depth >= layers:
         return f"K={depth} must be below the {layers} layers of the model"
@@ -234,13 +233,13 @@ def _layers(model: Mapping[str, Any]) -> int | None:
 def _mark(found: Sequence[Found]) -> None:
     """Mark the cells that do not go together with the rest of the table."""
     done = [cell for cell in found if cell.result]
-    versions = _odd(done, lambda r: r["identity"]["versions"])
-    runtime = _odd(done, lambda r: {**r["identity"]["model"], "checkpoint": None})
-    code = _odd(done, lambda r: r["provenance"]["code"])
+    versions = odd(done, lambda r: r["identity"]["versions"])
+    runtime = odd(done, lambda r: {**r["identity"]["model"], "checkpoint": None})
+    code = odd(done, lambda r: r["provenance"]["code"])
     data: set[int] = set()
     for bench in {cell.wanted.bench for cell in done}:
         own = [cell for cell in done if cell.wanted.bench == bench]
-        data |= _odd(own, lambda r: [r["identity"]["data"], r["identity"]["model"]["checkpoint"]])
+        data |= odd(own, lambda r: [r["identity"]["data"], r["identity"]["model"]["checkpoint"]])
     for cell in done:
         result = cell.result or {}
         for mark, cells in (("a", versions), ("b", runtime), ("c", data), ("d", code)):
@@ -254,7 +253,7 @@ def _mark(found: Sequence[Found]) -> None:
             cell.marks.append(gate.MARK)
 
 
-def _odd(cells: Sequence[Found], of: Any) -> set[int]:
+def odd(cells: Sequence[Any], of: Any) -> set[int]:
     """ids of the cells whose property is not that of the most; ties go to the newest."""
     texts = {id(cell): canonical_json(of(cell.result)) for cell in cells}
     counts = Counter(texts.values())

@@ -63,7 +63,7 @@ class Wanted:
     @property
     def arguments(self) -> list[str]:
         """The cell as command-line arguments, shell quoting left to the caller."""
-        return [f"{key}={_text(value)}" for key, value in self.overrides.items()]
+        return arguments(self.overrides)
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,10 @@ def _run(
     return run if seed is None else {**run, "seed": seed}
 
 
-def _wanted(
-    settings: Mapping[str, Any], row: Row, run: Mapping[str, Any], bench: str
-) -> Wanted:  # fmt: skip
+def overrides(
+    settings: Mapping[str, Any], row: Row, run: Mapping[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    """A run of a row as groups and options; settings of methods only where the method has them."""
     common = {k: v for k, v in settings.items() if not k.startswith(("method.", "budget."))}
     if not row.is_baseline:
         own = known.entries(wanted.CONF, "method", row.method) or {}
@@ -195,9 +196,20 @@ def _wanted(
             if k.startswith("budget.")
             or (k.startswith("method.") and k.removeprefix("method.") in own)
         }
-    overrides = {**common, **run, "bench": bench}
-    config = wanted.compose(overrides)
-    return Wanted(row, bench, overrides, config, wanted.asked(config))
+    return {**common, **run}
+
+
+def arguments(chosen: Mapping[str, Any]) -> list[str]:
+    """Groups and options as words of a command line, shell quoting left to the caller."""
+    return [f"{key}={_text(value)}" for key, value in chosen.items()]
+
+
+def _wanted(
+    settings: Mapping[str, Any], row: Row, run: Mapping[str, Any], bench: str
+) -> Wanted:  # fmt: skip
+    chosen = {**overrides(settings, row, run), "bench": bench}
+    config = wanted.compose(chosen)
+    return Wanted(row, bench, chosen, config, wanted.asked(config))
 
 
 def _text(value: Any) -> str:

@@ -18,7 +18,7 @@ from harness import benches, cell, known
 from harness.errors import ConfigError, unknown
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
-GROUPS = ("model", "method", "bench", "engine", "data")
+GROUPS = ("model", "method", "bench", "engine", "data", "timing")
 
 
 def compose(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,15 +101,19 @@ def asked(config: dict[str, Any]) -> dict[str, Any]:
     Under a budget the ratio is solved for when the cell is run, with torch; here the budget itself
     stands in its place.
     """
-    ratio = 0.0 if config["method"]["name"] == "none" else config["ratio"]
-    ready = {**config, "ratio": None if ratio is None else float(ratio)}
     bench = benches.for_engine(config["bench"], config["engine"], config["model"])
-    made = cell.asked({**ready, "bench": bench})
-    return made if ratio is not None else under_budget(made, config)
+    made = cell.asked({**config, "ratio": _ratio(config), "bench": bench})
+    return {**made, "method": method_of(config)}
 
 
-def under_budget(made: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with the budget in place of the ratio."""
-    budget = {k: v for k, v in (config.get("budget") or {}).items() if v is not None}
-    prompt = {k: config.get(k) for k in ("image_size", "text_tokens")}
-    return {**made, "method": {**made["method"], "ratio": {**budget, **prompt}}}
+def method_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The method as :func:`asked` names it."""
+    ratio = _ratio(config)
+    made = cell.method_identity({**config, "ratio": ratio})
+    return made if ratio is not None else {**made, "ratio": cell.budget(config)}
+
+
+def _ratio(config: Mapping[str, Any]) -> float | None:
+    if config["method"]["name"] == "none":
+        return 0.0
+    return None if config["ratio"] is None else float(config["ratio"])

@@ -10,34 +10,66 @@ from statistics import fmean
 from typing import Any
 
 from harness import checkpoint, device, profile
-from harness.cell import canonical_json, method_options
+from harness.cell import budget, canonical_json, method_identity
 from harness.errors import ConfigError, HarnessError
 from harness.store import write_atomic
 
 FORMAT = 1
 
 
-def run_timing(config: dict[str, Any]) -> dict[str, Any]:
+def run_timing(config: dict[str, Any], *, reuse: bool = False) -> dict[str, Any]:
     """Time the method of a checked config against the unpruned model.
+
+    Args:
+        reuse: hand back the stored result of the same request if there is one; ``reused`` in it
+            says so.
 
     Raises:
         ConfigError: options of the timing pass, the model or the method are wrong.
         HarnessError: the model cannot be loaded, or fails.
     """
+    timing = config["timing"]
+    _check(timing)
+    sizes, where, processor, identity = _request(config)
+    method = profile.build_method(config)
+    result: dict[str, Any] = {
+        "key": hashlib.sha256(canonical_json(identity).encode()).hexdigest(),
+        "model": config["model"]["name"],
+        "method": config["method"]["name"],
+        "ratio": config["ratio"],
+        "budget": budget(config),
+        "identity": identity,
+    }
+    folder = _folder(result, Path(config["paths"]["results"]))
+    if reuse and (stored := _stored(folder, result["budget"])):
+        return stored
+    vlm = _load(where)
+    result |= {
+        "batches": [
+            time_batch(vlm, method, sizes, config["text_tokens"], processor, timing, batch)
+            for batch in timing["batch_sizes"]
+        ],
+        "provenance": _provenance(vlm.device),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "timing.json", json.dumps(result, indent=1, default=str) + "\n")
+    return {**result, "directory": str(folder)}
+
+
+def _request(config: dict[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Sizes of the images, what to load, its image processor, and the identity of the timing."""
     from harness.cost import shapes
 
     timing = config["timing"]
-    _check(timing)
     names = timing["images"] or [config["image_size"]]
     sizes = [shapes.parse_size(name, "timing.images") for name in names]
-    method = profile.build_method(config)
     where, identity, processor = _model(config)
     if timing.get("clock") == "cpu" and not where["device"].startswith("cpu"):
         raise ConfigError("timing.clock=cpu says nothing of a device's work; use wall")
-    vlm = _load(where)
     identity |= {
         "format": FORMAT,
-        "method": {"name": config["method"]["name"], **method_options(config)},
+        "method": method_identity(config),
         "images": [f"{width}x{height}" for width, height in sizes],
         "text_tokens": config["text_tokens"],
         "timing": {
@@ -46,21 +78,16 @@ def run_timing(config: dict[str, Any]) -> dict[str, Any]:
             if k in timing
         },
     }
-    result = {
-        "key": hashlib.sha256(canonical_json(identity).encode()).hexdigest(),
-        "model": config["model"]["name"],
-        "method": config["method"]["name"],
-        "ratio": config["ratio"],
-        "identity": identity,
-        "batches": [
-            time_batch(vlm, method, sizes, config["text_tokens"], processor, timing, batch)
-            for batch in timing["batch_sizes"]
-        ],
-        "provenance": _provenance(vlm.device),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    result["directory"] = str(_store(result, Path(config["paths"]["results"])))
-    return result
+    return sizes, where, processor, identity
+
+
+def _stored(folder: Path, asked: dict[str, Any] | None) -> dict[str, Any] | None:
+    """An earlier result of the same request; one under another budget is not."""
+    file = folder / "timing.json"
+    stored = json.loads(file.read_text()) if file.is_file() else None
+    if stored is None or stored.get("budget") != asked:
+        return None
+    return {**stored, "directory": str(folder), "reused": True}
 
 
 def time_batch(
@@ -232,9 +259,6 @@ def _provenance(used: str) -> dict[str, Any]:
     return {**found, "torch_threads": torch.get_num_threads()}
 
 
-def _store(result: dict[str, Any], results: Path) -> Path:
+def _folder(result: dict[str, Any], results: Path) -> Path:
     name = f"{result['method']}-{result['ratio']:g}-{result['key'][:8]}"
-    folder = Path(results) / "runs" / "timing" / result["model"] / name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "timing.json", json.dumps(result, indent=1, default=str) + "\n")
-    return folder
+    return results / "runs" / "timing" / result["model"] / name
