@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = any(a.lower() in ("debug=true", "debug=1") for a in arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand us the exception instead of printing it
     _failed.clear()
+    SweepStart.folder = None
     try:
         _hydra_main(several.arguments(arguments))
         if _failed:
@@ -106,7 +107,7 @@ def _all(cfg: DictConfig, parts: Sequence[several.Part]) -> None:
 def run_part(part: several.Part, *, sweep: bool) -> dict[str, Any] | None:
     """Run one cell (or other task) of a composed config; its stored result."""
     config = OmegaConf.to_container(part.config, resolve=True, throw_on_missing=True)
-    _check_keys(config, part.choices)
+    check_keys(config, part.choices)
     config["choices"] = {group: part.choices.get(group) for group in ("model", "bench")}
     if config["task"] in settings.DATALESS_TASKS:
         from harness.dataless import run_dataless
@@ -134,7 +135,7 @@ def _calibrate(prepared: settings.Prepared) -> dict[str, Any]:
     return artefact
 
 
-def _check_keys(config: dict[str, Any], choices: dict[str, str | None]) -> None:
+def check_keys(config: dict[str, Any], choices: dict[str, str | None]) -> None:
     """Refuse keys that nothing reads, e.g. a typo in an experiment file or behind a ``+``."""
     valid = known.keys(CONF, choices)
     free = [group for group in known.groups(CONF) if _is_free(group, choices.get(group), config)]

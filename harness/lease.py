@@ -198,7 +198,7 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _age(file: Path) -> float | None:
-    """Seconds since the last renewal, by the file server's clock; by ours where we may not write."""
+    """Seconds since the last renewal by the file server's clock; by ours if we may not write."""
     probe = file.with_name(f".now-{uuid.uuid4().hex}")
     try:
         try:

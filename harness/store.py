@@ -21,7 +21,6 @@ from typing import Any
 from harness.cell import Cell, canonical_json
 from harness.errors import HarnessError
 
-
 RETRY = "failed"  # force=failed: samples that failed are asked again, the others kept
 
 

@@ -12,6 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from harness import lease
 from harness.cell import canonical_json
 from harness.errors import ConfigError
 from harness.tables import analysis, command, lookup, published, render, spec, wanted
@@ -165,8 +166,6 @@ def test_one_missing_seed_makes_the_row_a_hole(tmp_path, table):
 
 
 def test_running_and_stopped_cells(tmp_path, table):
-    import os
-
     import yaml
 
     cell = table.cells()[0]
@@ -174,12 +173,15 @@ def test_running_and_stopped_cells(tmp_path, table):
     folder.mkdir(parents=True)
     text = yaml.safe_dump({"identity": json.loads(json.dumps(tools.identity(cell)))})
     (folder / "cell.yaml").write_text(text)
-    (folder / "samples.jsonl").write_text("{}\n{}\n")
-    assert lookup.find(table, tmp_path)[0].status == lookup.RUNNING
-    for file in folder.iterdir():
-        os.utime(file, (1, 1))
+    answered = [json.dumps({"doc_id": n, "error": None}) + "\n" for n in range(2)]
+    (folder / "samples.jsonl").write_text("".join(answered))
+    held = lease.acquire(folder)
+    found = lookup.find(table, tmp_path)[0]
+    assert (found.status, found.answered) == (lookup.RUNNING, 2) and found.reason
+    held.release(False)
     found = lookup.find(table, tmp_path)[0]
     assert (found.status, found.answered) == (lookup.FAILED, 2)
+    assert "stopped before it was finished" in found.reason
     assert "1 failed/2 missing (2 answered)" in command.status(
         command.parse([f"table={TABLE}", f"results={tmp_path}"])
     )

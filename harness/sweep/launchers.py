@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,11 +14,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from harness import ranks
+from harness import provenance, ranks
 from harness.errors import HarnessError
+from harness.store import RETRY, stands
 from harness.sweep import plan as plans
 from harness.sweep import slurm
-from harness.sweep.worker import work
+from harness.sweep.outcomes import DONE, Outcomes
+from harness.sweep.worker import JOB_LOG, work
 
 
 def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
@@ -24,23 +28,76 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) ->
     from hydra.core.utils import JobReturn, JobStatus, setup_globals
 
     setup_globals()
-    items = _items(launcher, job_overrides, first)
-    if launcher.where != "here":
-        items = plans.without_copies(items)
+    _check_group(launcher.where)
+    items = plans.without_copies(_items(launcher, job_overrides, first))
     settings = launcher.config.sweep
-    jobs = plans.divide(items, settings.group_by, settings.cells_per_job)
+    before = finished(items)
+    jobs = plans.divide(items, settings.group_by, settings.cells_per_job, before)
     folder = Path(str(launcher.config.hydra.sweep.dir)).absolute()
     if first:  # sweeper.max_batch_size: each batch is a plan of its own
         folder = folder / f"from-{first}"
     plan = plans.Plan(folder, tuple(items), tuple(jobs), " ".join(sys.argv[1:]))
     if not ranks.secondary():
         plan.save()
-    options = {k: _plain(v) for k, v in launcher.options.items()}
-    WAYS[launcher.where](plan, options)
+        _note_finished(plan, before, launcher.where)
+    if plan.jobs:
+        options = {k: _plain(v) for k, v in launcher.options.items()}
+        WAYS[launcher.where](plan, options)
     made = [JobReturn(overrides=list(o), status=JobStatus.COMPLETED) for o in job_overrides]
     for one in made:
         one.return_value = None
     return made
+
+
+def _check_group(where: str) -> None:
+    if ranks.grouped() and where != "here":
+        raise HarnessError(
+            "several processes on one cell (torchrun) go with hydra/launcher=basic only"
+        )
+
+
+def finished(items: Sequence[plans.Item]) -> dict[int, dict[str, Any]]:
+    """Stored results of the cells that need no run, by place."""
+    if ranks.grouped():
+        return {}  # the processes of a group decide about each cell together
+    found = {}
+    for place, item in enumerate(items):
+        if item.directory is None:
+            continue
+        try:
+            result = json.loads((Path(item.directory) / "result.json").read_text())
+            if stands(result, item.config["force"]):
+                found[place] = {**result, "directory": item.directory}
+        except (OSError, ValueError, KeyError):
+            continue  # not there, or damaged: a run tells
+    return found
+
+
+def _note_finished(plan: plans.Plan, before: dict[int, dict[str, Any]], where: str) -> None:
+    """Say, and write down, which cells are not run because their results are there."""
+    if not before:
+        return
+    outcomes = Outcomes(plan.folder)
+    for place, result in before.items():
+        outcomes.note(place, DONE, seconds=0.0, before=True, result=result)
+    verb = "run" if where == "here" else "submit"
+    rest = "" if plan.jobs else f": nothing to {verb}"
+    print(f"{len(before)} of {len(plan.items)} cells are finished already{rest} "
+          "(force=true runs them again)", flush=True)  # fmt: skip
+    code = provenance.code_hash()
+    if stale := sum(result["provenance"]["code"] != code for result in before.values()):
+        print(f"note: methods/ or models/ changed since {stale} of them were computed")
+    if partial := sum(bool(result["n_failed"]) for result in before.values()):
+        print(f"note: {partial} of them have failed samples; force={RETRY} asks those again")
+    if unseen := sum(_unpublished(plan.items[place], r) for place, r in before.items()):
+        print(f"note: {unseen} of them are not in W&B yet: python scripts/wandb_sync.py")
+
+
+def _unpublished(item: plans.Item, result: dict[str, Any]) -> bool:
+    from harness.loggers import wandb_run
+
+    logger = item.config["logger"]
+    return logger["name"] == "wandb" and not wandb_run.published(Path(result["directory"]), logger)
 
 
 def _plain(value: Any) -> Any:
@@ -87,16 +144,19 @@ def _item(number: int, overrides: str, part: Any) -> plans.Item:
     choices = {k: v for k, v in part.choices.items() if not k.startswith("hydra/")}
     key = directory = None
     if config["task"] == "cell":
-        key, directory = _where(config)
+        key, directory = where(config, choices)
     return plans.Item(number, overrides, part.bench, config, choices, key, directory)
 
 
-def _where(config: dict[str, Any]) -> tuple[str | None, str | None]:
+def where(
+    config: dict[str, Any], choices: dict[str, str | None]
+) -> tuple[str | None, str | None]:  # fmt: skip
     """Key and directory of a cell as this machine sees it; what is wrong with it, the job tells."""
-    from harness import settings
+    from harness import cli, settings
     from harness.store import Store
 
     try:
+        cli.check_keys(config, choices)
         prepared = settings.prepare(config, sweep=True)
     except Exception:
         return None, None
@@ -122,8 +182,12 @@ def _supervised(plan: plans.Plan, job: int) -> None:
     logs = plan.folder / "logs"
     logs.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "harness.sweep.supervisor", str(plan.folder), str(job)]
-    with (logs / f"job-{job}.log").open("a") as log:
-        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=slurm.ROOT, check=False)
+    file = logs / f"job-{job}.log"
+    with file.open("a") as log:
+        subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=slurm.ROOT, check=False,
+            env={**os.environ, JOB_LOG: str(file)},
+        )  # fmt: skip
 
 
 class Job:
@@ -133,8 +197,11 @@ class Job:
         self.folder, self.job = folder, job
 
     def __call__(self) -> int:
+        import submitit
+
         from harness.sweep.supervisor import supervise
 
+        os.environ[JOB_LOG] = str(submitit.JobEnvironment().paths.stderr)
         return supervise(self.folder, self.job)
 
     def checkpoint(self) -> Any:
@@ -163,7 +230,8 @@ def _submitit(cluster: str, plan: plans.Plan, options: dict[str, Any]) -> None:
     )
     with executor.batch():
         jobs = [executor.submit(Job(plan.folder, number)) for number in range(len(plan.jobs))]
-    print(f"jobs: {', '.join(job.job_id for job in jobs)}; logs: {folder}", flush=True)
+    logs = str(folder).removesuffix("/%j")
+    print(f"jobs: {', '.join(job.job_id for job in jobs)}; logs: {logs}", flush=True)
     for job in jobs:
         try:
             job.result()

@@ -19,10 +19,10 @@ class Outcomes:
 
     def __init__(self, sweep: Path) -> None:
         self.folder = Path(sweep) / "cells"
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def note(self, name: int | str, state: str, **content: Any) -> None:
         """Write what is known about a cell now; replaces what was known before."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         entry = {"state": state, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_worker(), **content}
         write_atomic(self.folder / f"{name}.json", json.dumps(entry) + "\n")
 
@@ -44,11 +44,6 @@ class Outcomes:
         count = int(file.read_text()) + 1 if file.exists() else 1
         write_atomic(file, str(count))
         return count
-
-    def all(self) -> dict[str, dict[str, Any]]:
-        """Every cell that was at least begun, by name."""
-        files = sorted(self.folder.glob("*.json"), key=lambda f: (len(f.stem), f.stem))
-        return {file.stem: json.loads(file.read_text()) for file in files}
 
 
 def _worker() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,10 @@ def load(folder: Path) -> Plan:
     return Plan(Path(folder), items, jobs, content["command"], content["created"])
 
 
-def divide(items: Sequence[Item], group_by: str, cells_per_job: int) -> list[tuple[int, ...]]:
-    """Places of the items, job by job.
+def divide(
+    items: Sequence[Item], group_by: str, cells_per_job: int, done: Collection[int] = ()
+) -> list[tuple[int, ...]]:
+    """Places of the items, job by job, without those at ``done``.
 
     With ``group_by=model`` a job has one model, loaded once, and cells of one benchmark follow each
     other. A group that is too large is cut into jobs of nearly equal size.
@@ -94,6 +96,8 @@ def divide(items: Sequence[Item], group_by: str, cells_per_job: int) -> list[tup
         raise ConfigError(f"sweep.cells_per_job must be a whole number >= 1: got {cells_per_job!r}")
     groups: dict[str, list[int]] = {}
     for place, item in enumerate(items):
+        if place in done:
+            continue
         model = canonical_json(item.config["model"]) if group_by == "model" else ""
         groups.setdefault(model, []).append(place)
     jobs: list[tuple[int, ...]] = []

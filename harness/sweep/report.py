@@ -33,7 +33,7 @@ def report(folder: Path, show: Callable[[Sequence[dict[str, Any]]], None]) -> in
 
 
 def _submitted(folders: Sequence[Path], jobs: Sequence[Path]) -> int:
-    cells = sum(len(plans.load(folder).items) for folder in folders)
+    cells = sum(len(job) for folder in folders for job in plans.load(folder).jobs)
     numbers = ", ".join(job.read_text().strip() for job in jobs)
     print(f"submitted: SLURM job {numbers}, {cells} cells; logs: {folders[0]}/logs")
     print(f"status: python scripts/submit.py --status {shlex.quote(str(folders[0]))}", flush=True)
@@ -57,11 +57,15 @@ def _verdict(entries: Sequence[Entry], folder: Path) -> int:
         where = f" (log: {log})" if log else ""
         print(f"failed: [{item.number}] {item.overrides}: {reason}{where}", file=sys.stderr)
     seconds = sum((o or {}).get("seconds", 0.0) for _, o in entries)
-    good = len(entries) - bad
-    print(f"sweep: {len(entries)} cells, {good} done, {bad} failed, {seconds:.0f} s of work")
+    good, before = len(entries) - bad, sum("before" in (o or {}) for _, o in entries)
+    early = f" ({before} before)" if before else ""
+    print(f"sweep: {len(entries)} cells, {good} done{early}, {bad} failed, "
+          f"{seconds:.0f} s of work")  # fmt: skip
+    if bad:
+        print("the same command runs the failed ones again and keeps what they answered")
     return 1 if bad else 0
 
 
 def _unfinished(outcome: dict[str, Any] | None, folder: Path) -> str:
     begun = "its worker ended in the middle" if outcome else "no worker came to it"
-    return f"{begun}; the same command continues (logs below {folder})"
+    return f"{begun} (logs below {folder})"

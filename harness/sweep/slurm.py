@@ -11,6 +11,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.sweep.plan import Plan
 from harness.sweep.supervisor import REQUEUE
+from harness.sweep.worker import JOB_LOG
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB_FILE = "slurm-job"
@@ -42,14 +43,16 @@ def script(plan: Plan, options: dict[str, Any]) -> str:
     head = [f"#SBATCH --{k}" + ("" if v is None else f"={v}") for k, v in flags.items()]
     command = shlex.join([sys.executable, "-m", "harness.sweep.supervisor", str(plan.folder)])
     body = _BODY.format(
-        root=shlex.quote(str(ROOT)), command=command, requeue=REQUEUE, most=options["max_requeue"]
-    )
+        root=shlex.quote(str(ROOT)), command=command, requeue=REQUEUE,
+        most=options["max_requeue"], job_log=JOB_LOG, logs=shlex.quote(str(logs)),
+    )  # fmt: skip
     return "\n".join(["#!/bin/bash", *head, *(options.get("setup") or []), body])
 
 
 _BODY = """\
 cd {root} || exit 1
 export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}
+export {job_log}={logs}/job-$SLURM_ARRAY_TASK_ID.log
 {command} "$SLURM_ARRAY_TASK_ID" &
 child=$!
 trap 'kill -USR2 $child 2>/dev/null' USR2 TERM

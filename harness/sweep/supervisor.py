@@ -17,7 +17,7 @@ from pathlib import Path
 
 from harness.sweep import plan as plans
 from harness.sweep.outcomes import FAILED, RUNNING, Outcomes
-from harness.sweep.worker import SOME_FAILED
+from harness.sweep.worker import SOME_FAILED, log_of
 
 CRASHES = 2  # workers that may die on one cell before it counts as failed
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
@@ -79,7 +79,7 @@ def _blame(plan: plans.Plan, job: int, pid: int, status: int) -> None:
             print(f"[{plan.items[place].number}] worker died ({how})", file=sys.stderr, flush=True)
             if count >= CRASHES:
                 error = f"{count} workers died on it ({how}; out of memory?)"
-                outcomes.note(place, FAILED, error=error, log=None)
+                outcomes.note(place, FAILED, error=error, log=log_of(plan.items[place]))
             return
     raise SystemExit(f"error: the worker of job {job} died before its first cell ({how})")
 

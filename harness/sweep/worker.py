@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 import traceback
@@ -21,6 +22,7 @@ from harness.sweep import plan as plans
 from harness.sweep.outcomes import DONE, FAILED, RUNNING, Outcomes
 
 SOME_FAILED = 3  # exit status; 1 is what Python itself gives when a worker breaks
+JOB_LOG = "HARNESS_JOB_LOG"  # in the environment of a job: the file its output goes to
 POLL = 5.0  # seconds between two looks at a cell that somebody else computes
 Runner = Callable[[plans.Item], dict[str, Any] | None]
 
@@ -28,7 +30,8 @@ Runner = Callable[[plans.Item], dict[str, Any] | None]
 def work(plan: plans.Plan, places: Sequence[int], run: Runner | None = None) -> int:
     """Work off the items at ``places``; 0 if all of them are done, SOME_FAILED if not."""
     run, outcomes = run or run_item, Outcomes(plan.folder)
-    left = [place for place in places if not outcomes.settled(place)]
+    # The processes of a group go through the same cells, whoever of them reads the outcomes when.
+    left = [place for place in places if ranks.grouped() or not outcomes.settled(place)]
     with _shared([plan.items[place].config for place in left]):
         waiting = [place for place in left if not _attempt(plan, place, run, outcomes)]
         while waiting:
@@ -60,7 +63,7 @@ def _attempt(
     if not again:
         print(f"[{item.number}] {item.overrides}", flush=True)
     note = _silent if ranks.secondary() else outcomes.note
-    note(place, RUNNING)
+    note(place, RUNNING, **_whereabouts(item))
     start = time.perf_counter()
     try:
         result = run(item)
@@ -73,7 +76,7 @@ def _attempt(
             traceback.print_exc()
         reason = _reason(error)
         print(f"[{item.number}] error: {reason}", file=sys.stderr, flush=True)
-        note(place, FAILED, error=reason, log=_log(item))
+        note(place, FAILED, error=reason, log=log_of(item), **_whereabouts(item))
         return True
     seconds = round(time.perf_counter() - start, 2)
     shown = result if item.config["task"] == "cell" else None
@@ -102,12 +105,22 @@ def _reason(error: Exception) -> str:
     return f"{one_line(error)} (debug=true shows where)"
 
 
-def _log(item: plans.Item) -> str | None:
-    """The cell's own log if it came so far."""
-    if item.directory is None:
-        return None
-    file = Path(item.directory) / "log.txt"
-    return str(file) if file.exists() else None
+def _whereabouts(item: plans.Item) -> dict[str, str]:
+    """Where the cell lies, if the machine that planned it could not tell."""
+    if item.directory is not None or item.config["task"] != "cell":
+        return {}
+    from harness.sweep.launchers import where
+
+    _, directory = where(item.config, item.choices)
+    return {} if directory is None else {"directory": directory}
+
+
+def log_of(item: plans.Item) -> str | None:
+    """The cell's own log if it came so far, else that of the job."""
+    directory = item.directory or _whereabouts(item).get("directory")
+    if directory is not None and (file := Path(directory) / "log.txt").exists():
+        return str(file)
+    return os.environ.get(JOB_LOG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
