@@ -171,8 +171,13 @@ def budget(config: dict[str, Any]) -> dict[str, Any] | None:
     given = config.get("budget") or {}
     if not any(given.get(kind) is not None for kind in BUDGETS):
         return None
-    asked_for = {k: v for k, v in given.items() if v is not None}
+    asked_for = {k: v for k, v in given.items() if v is not None and k != "moved_from"}
     return {**asked_for, **{k: config.get(k) for k in ("image_size", "text_tokens")}}
+
+
+def moved_from(config: dict[str, Any]) -> dict[str, Any]:
+    """Options of the method that its budget moved, as they were asked for."""
+    return dict((config.get("budget") or {}).get("moved_from") or {})
 
 
 def _method_label(method: dict[str, Any]) -> str:

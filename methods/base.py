@@ -316,6 +316,9 @@ class PruningMethod:
     example: ClassVar[Mapping[str, Any]] = {"ratio": 0.5}
     #: options to add where the encoder has no CLS token; empty = undefined there
     without_cls: ClassVar[Mapping[str, Any]] = {}
+    #: option -> other values that a budget solver may give it, nearest first, when no ratio meets
+    #: the budget
+    knobs: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     #: signal -> option that does without it, for models that do not offer the signal
     instead: ClassVar[Mapping[str, str]] = {}
 

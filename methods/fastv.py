@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -19,6 +21,8 @@ class DropOnce(LayerMethod):
     """
 
     K: int = 2
+
+    knobs: ClassVar[Mapping[str, tuple[Any, ...]]] = {"K": (1,)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -44,6 +44,7 @@ class SequentialPrune(LayerMethod):
     paper = "github.com/LeeBumSeok/Tokenpruning"
     query_aware = True
     example = {"ratio": 0.5, "K": 1, "step": 0.4}  # noqa: RUF012
+    knobs = {"step": (0.2, 0.3, 0.5), "K": (1,)}  # noqa: RUF012
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -147,6 +147,7 @@ class SparseVLM(LayerMethod):
     recycle: float = 0.3
     redecide: bool = False
 
+    knobs: ClassVar[Mapping[str, tuple[Any, ...]]] = {"layers": ((2, 4, 8), (1, 2, 4))}
     title = "SparseVLM"
     paper = "arXiv:2410.04417"
     query_aware = True

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import methods
 from harness.cost import solver
 from harness.errors import ConfigError
 from tests import tiny
@@ -56,16 +57,75 @@ def test_mean_tokens_are_met_whatever_a_method_does_inside(request_for, method):
 
 def test_an_infeasible_target_names_the_nearest_feasible_one(request_for):
     with pytest.raises(ConfigError, match=r"infeasible; the nearest feasible target is") as caught:
-        solver.resolve(request_for("fastv", mean_tokens=20), [])
-    # K = 2 of 32 layers see all 576 tokens, and one token stays at least in the others.
-    nearest = float(str(caught.value).partition("mean_tokens=20 is")[2].split("=")[1].split()[0])
-    assert nearest == pytest.approx(576 * 2 / 32, abs=1.5)
+        solver.resolve(request_for("fastv", mean_tokens=5), [])
+    # With K = 1 of 32 layers seeing all 576 tokens, and one token left in the others.
+    nearest = float(str(caught.value).partition("mean_tokens=5 is")[2].split("=")[1].split()[0])
+    assert nearest == pytest.approx(576 / 32, abs=1.5)
     solver.resolve(request_for("fastv", mean_tokens=nearest), [])
+
+
+def test_a_methods_own_knobs_move_where_ratio_alone_cannot_meet_the_budget(request_for):
+    notes: list[str] = []
+    config = request_for("fastv", {"K": 2}, mean_tokens=27.7)  # K = 2 leaves 36 at least
+    solved = solver.resolve(config, notes)
+    assert solved["method"]["K"] == 1 and "K=1" in notes[0]
+    cost = solver._costs(config, solver.budget_of(config))
+    assert cost(solved["ratio"], K=1) == pytest.approx(27.7, rel=solver.TOLERANCE)
+    assert solved["budget"]["moved_from"] == {"K": 2}  # tables find the cell by what was asked
+
+
+def test_the_nearest_knob_moves_first_and_as_few_as_possible(request_for):
+    near = solver.resolve(request_for("seqprune", mean_tokens=80), [])  # step=0.1 reaches 129
+    assert {k: near["method"][k] for k in near["budget"]["moved_from"]} == {"step": 0.2}
+    far = solver.resolve(request_for("seqprune", mean_tokens=29.6), [])
+    assert {k: far["method"][k] for k in far["budget"]["moved_from"]} == {"step": 0.5, "K": 1}
+    enough = solver.resolve(request_for("seqprune", mean_tokens=200), [])
+    assert "moved_from" not in enough["budget"]
+
+
+def test_only_the_ratio_moves_where_that_is_asked(request_for):
+    with pytest.raises(ConfigError, match="infeasible"):
+        solver.resolve(request_for("fastv", mean_tokens=27.7, knobs="ratio"), [])
+    with pytest.raises(ConfigError, match="did you mean 'ratio'"):
+        solver.resolve(request_for("fastv", mean_tokens=27.7, knobs="ratios"), [])
+
+
+@pytest.mark.parametrize("name", [n for n in methods.available() if methods.get(n).knobs])
+def test_every_value_of_a_knob_is_an_option_that_differs_from_the_default(name):
+    default = methods.build(name)
+    for knob, values in methods.get(name).knobs.items():
+        for value in values:
+            assert default.replace(**{knob: value}).options()[knob] != default.options()[knob]
 
 
 def test_knobs_given_by_the_user_stay(request_for):
     with pytest.raises(ConfigError, match="infeasible"):
         solver.resolve(request_for("fastv", {"K": 16}, mean_tokens=200), [])
+
+
+def test_a_stored_timing_of_the_model_predicts_latency(tmp_path):
+    """The file the timing pass really writes, not one made up here."""
+    from harness.timing import run
+
+    text = {**tiny.text_config(), "num_hidden_layers": 8}
+    config = {"model_type": "llava", "image_token_index": 3, "text_config": text,
+              "vision_config": {**tiny.vision_config(), "image_size": 64}}  # fmt: skip
+    file = tmp_path / "small.json"
+    file.write_text(json.dumps({"config": config}))
+    asked = {
+        "model": {"name": "small", "architecture": str(file), "weights": "random", "device": "cpu"},
+        "method": {"name": "random"}, "ratio": 0.5, "seed": 0, "image_size": "64x64",
+        "text_tokens": 8, "paths": {"results": str(tmp_path)},
+        "timing": {"images": None, "repeats": 1, "warmup": 0, "new_tokens": 2, "batch_sizes": [1]},
+    }  # fmt: skip
+    stored = run.run_timing(asked)["batches"][0]["baseline"]["seconds"]
+    seconds = {stage: stored[stage]["median"] for stage in ("setup", "vision", "prefill")}
+    target = seconds["setup"] + seconds["vision"] + 0.6 * seconds["prefill"]
+    config = {**asked, "ratio": None, "budget": {"latency": target, "convention": "flops"}}
+    solved = solver.resolve(config, [])
+    cost = solver._costs(config, solver.budget_of(config))
+    assert cost(solved["ratio"]) == pytest.approx(target, rel=solver.TOLERANCE)
+    assert 0.2 < solved["ratio"] < 0.6
 
 
 def test_latency_needs_a_timing_and_follows_from_it(request_for, tmp_path):

@@ -5,18 +5,22 @@
 the predicted seconds to the first token. All of them hold for one reference prompt, an image of
 ``image_size`` among ``text_tokens`` tokens, so every row of a table meets the same target on it.
 
-Only ``ratio`` is searched. Each method turns it into knobs of its own (FastV its R, Sequential
-Prune its R and steps, FitPrune its recipe); what those cannot reach is an error that names the
-nearest target they can.
+``ratio`` is searched first, with the method's other options as they are; each method turns it into
+knobs of its own (FastV its R, Sequential Prune its R and steps, FitPrune its recipe, PyramidDrop
+its stages). Where that cannot meet the target, the options a method names in ``knobs`` move, fewest
+and nearest first, unless they differ from their default, which means somebody chose them
+(``budget.knobs=ratio`` moves none). What no combination reaches is an error that names the nearest
+target one of them can.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from harness.errors import ConfigError, unknown
 
 TOLERANCE = 0.01  # of the target
 KINDS = ("flops", "mean_tokens", "latency")
+KNOBS = ("own", "ratio")
 _GRID = 64
 
 
@@ -46,6 +51,7 @@ class Solution:
 
     ratio: float
     achieved: float
+    moved: dict[str, Any] = field(default_factory=dict)  # options that are not the method's default
 
 
 def budget_of(config: dict[str, Any]) -> Budget | None:
@@ -70,6 +76,8 @@ def budget_of(config: dict[str, Any]) -> Budget | None:
         raise ConfigError(f"budget.{kind} must be a number > 0: got {value!r}")
     if kind == "flops" and value >= 1:
         raise ConfigError(f"budget.flops is a share of the unpruned prefill, in (0, 1): {value!r}")
+    if (knobs := given.get("knobs") or "own") not in KNOBS:
+        raise ConfigError(unknown("budget.knobs", str(knobs), KNOBS))
     from harness.cost.conventions import CONVENTIONS
 
     convention = given.get("convention", "flops")
@@ -87,10 +95,77 @@ def resolve(config: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     budget = budget_of(config)
     if budget is None:
         return config
-    found = solve(budget, _costs(config, budget), f"method={config['method']['name']}")
+    cost, name = _costs(config, budget), config["method"]["name"]
+    found = solve_with(budget, cost, _variants(config), f"method={name}")
+    moved = "".join(f", {option}={value}" for option, value in found.moved.items())
     where = f"image {config['image_size']}, {config['text_tokens']} text tokens"
-    notes.append(f"{budget}: ratio={found.ratio:g} gives {found.achieved:.4g} on {where}")
-    return {**config, "ratio": found.ratio}
+    notes.append(f"{budget}: ratio={found.ratio:g}{moved} gives {found.achieved:.4g} on {where}")
+    method = {**config["method"], **found.moved}
+    before = {option: config["method"].get(option) for option in found.moved}
+    return {
+        **config, "ratio": found.ratio, "method": method,
+        "budget": {**config["budget"], **({"moved_from": before} if before else {})},
+    }  # fmt: skip
+
+
+def _variants(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Changes of the method's options to try in turn, first none at all."""
+    import methods
+
+    chosen = config["method"]
+    if (config["budget"].get("knobs") or "own") == "ratio":
+        return [{}]
+    cls = methods.get(chosen["name"]) if not chosen.get("_target_") else None
+    if cls is None:
+        return [{}]
+    default = {f.name: f.default for f in fields(cls)}
+    free = {
+        knob: values
+        for knob, values in cls.knobs.items()
+        if _plain(chosen.get(knob, default[knob])) == _plain(default[knob])
+    }
+    steps = [[(0, None), *enumerate(values, start=1)] for values in free.values()]
+    ways = sorted(itertools.product(*steps), key=lambda way: [sum(n for n, _ in way), way[::-1]])
+    return [
+        {knob: value for knob, (n, value) in zip(free, way, strict=True) if n} for way in ways
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def solve_with(
+    budget: Budget,
+    cost: Callable[..., float | None],
+    variants: Iterable[dict[str, Any]],
+    who: str,
+) -> Solution:
+    """The first of some variants of a method that meets the budget, and the ratio it does at.
+
+    Args:
+        cost: of a ratio and the changed options, see :func:`solve`.
+
+    Raises:
+        ConfigError: none does; names the nearest target that any of them can meet.
+    """
+    nearest: Solution | None = None
+    for changes in variants:
+        found = _nearest(budget, functools.partial(cost, **changes))
+        if found is None:
+            continue
+        ratio, got = found
+        if abs(got - budget.value) <= TOLERANCE * budget.value:
+            return Solution(ratio, got, changes)
+        if nearest is None or abs(got - budget.value) < abs(nearest.achieved - budget.value):
+            nearest = Solution(ratio, got, changes)
+    if nearest is None:
+        raise ConfigError(f"{who}: no ratio is feasible for this model")
+    moved = "".join(f", {option}={value}" for option, value in nearest.moved.items())
+    raise ConfigError(
+        f"{who}: {budget} is infeasible; the nearest feasible target is "
+        f"budget.{budget.kind}={nearest.achieved:.4g} (ratio={nearest.ratio:.4g}{moved})"
+    )
 
 
 def solve(budget: Budget, cost: Callable[[float], float | None], who: str) -> Solution:
@@ -105,21 +180,20 @@ def solve(budget: Budget, cost: Callable[[float], float | None], who: str) -> So
     Raises:
         ConfigError: nothing within 1 %; names the nearest feasible target.
     """
+    return solve_with(budget, cost, [{}], who)
+
+
+def _nearest(
+    budget: Budget, cost: Callable[[float], float | None]
+) -> tuple[float, float] | None:
+    """Ratio and cost nearest to the budget; None where no ratio is feasible."""
     points = [(i / _GRID, cost(i / _GRID)) for i in range(_GRID)]
     points += [(r, cost(r)) for r in _edge(points, cost)]
     known = [(r, c) for r, c in points if c is not None]
     for (low, above), (high, below) in itertools.pairwise(sorted(known)):
         if min(above, below) <= budget.value <= max(above, below):
             known += _bisected(cost, budget.value, low, high, above > below)
-    if not known:
-        raise ConfigError(f"{who}: no ratio is feasible for this model")
-    ratio, got = min(known, key=lambda p: (abs(p[1] - budget.value), p[0]))
-    if abs(got - budget.value) > TOLERANCE * budget.value:
-        raise ConfigError(
-            f"{who}: {budget} is infeasible; the nearest feasible target is "
-            f"budget.{budget.kind}={got:.4g} (ratio={ratio:.4g})"
-        )
-    return Solution(ratio, got)
+    return min(known, key=lambda p: (abs(p[1] - budget.value), p[0]), default=None)
 
 
 def _bisected(
@@ -153,8 +227,8 @@ def _edge(
     return [math.floor(low * 1e6) / 1e6]
 
 
-def _costs(config: dict[str, Any], budget: Budget) -> Callable[[float], float | None]:
-    """Cost of the config's method on the reference prompt, as a function of its ratio."""
+def _costs(config: dict[str, Any], budget: Budget) -> Callable[..., float | None]:
+    """Cost of the config's method on the reference prompt: a function of ratio and options."""
     from harness import profile
     from harness.cost import architecture_of, ledger, shapes
     from harness.cost.conventions import Tokens, convert
@@ -181,8 +255,14 @@ def _costs(config: dict[str, Any], budget: Budget) -> Callable[[float], float | 
 
     full = counted(shapes.record(model, layouts, config["text_tokens"]), None)
 
-    def cost(ratio: float) -> float | None:
-        method = profile.build_method({**config, "ratio": ratio})
+    def cost(ratio: float, **changes: Any) -> float | None:
+        chosen = {**config, "ratio": ratio, "method": {**config["method"], **changes}}
+        try:
+            method = profile.build_method(chosen)
+        except ConfigError:
+            if not changes:
+                raise  # the request is at fault, not the ratio
+            return None
         try:
             record = shapes.record(model, layouts, config["text_tokens"], method)
         except MethodError:

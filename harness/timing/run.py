@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from harness import checkpoint, device, profile
-from harness.cell import budget, canonical_json, method_identity
+from harness.cell import budget, canonical_json, method_identity, moved_from
 from harness.errors import ConfigError, HarnessError
 from harness.store import write_atomic
 
@@ -38,6 +38,7 @@ def run_timing(config: dict[str, Any], *, reuse: bool = False) -> dict[str, Any]
         "method": config["method"]["name"],
         "ratio": config["ratio"],
         "budget": budget(config),
+        "moved_from": moved_from(config),
         "identity": identity,
     }
     folder = _folder(result, Path(config["paths"]["results"]))
