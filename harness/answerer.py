@@ -44,7 +44,11 @@ class ModelAnswerer:
         return [answer for answer in answers if answer is not None]
 
     def _generate(self, batch: Sequence[Question], images: list[list[Any]]) -> list[Answer]:
-        inputs = chat_inputs(self.vlm, batch, images, self.system)
+        # A control may ask about smaller pictures, or about none.
+        images, processor = self.run.reduce(
+            [[as_rgb(image) for image in row] for row in images], self.vlm.processor
+        )
+        inputs = chat_inputs(self.vlm, batch, images, self.system, processor)
         self.run.take()  # a batch that failed may have left records behind
         self.run.begin([question.sample_id for question in batch])
         clock = FirstToken(self.vlm.device)
@@ -92,7 +96,7 @@ class ModelAnswerer:
         pruned = cost.prefill(config, record, self.run.method)
         full = cost.prefill_full(config, record)
         return {
-            "visual_tokens": record.visual_tokens,
+            "visual_tokens": record.visual_tokens_asked,
             "visual_kept": sum(kept) / len(kept),
             "mean_removal": record.mean_removal,
             "selection_s": round(record.selection_seconds, 6),
@@ -139,13 +143,16 @@ def chat_inputs(
     batch: Sequence[Question],
     images: Sequence[Sequence[Any]],
     system: str | None = None,
+    processor: Any = None,
 ) -> Any:
     """Model inputs of a batch of questions: chat template, left padding, on the model's device.
+
+    ``processor`` takes the place of the model's own.
 
     Raises:
         HarnessError: there is a system message and the chat template leaves it out.
     """
-    processor = vlm.processor
+    processor = processor or vlm.processor
     chats = [_messages(q.prompt, len(i), system) for q, i in zip(batch, images, strict=True)]
     texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in chats]
     if system is not None and system not in texts[0]:

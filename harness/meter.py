@@ -54,13 +54,17 @@ def check_removal(samples: Sequence[dict[str, Any]], ratio: float, mode: str) ->
     """Refuse a cell whose removal is off its target by more than one token's worth.
 
     One token per graph of the selection, because each graph keeps a whole number of tokens. Row-end
-    tokens may stand outside the target (kept) or be removed on top of it. With
+    tokens may stand outside the target (kept) or be removed on top of it. Pictures made smaller
+    have whole grids and may lose more, but not less. With
     ``ratio_mode=local`` the ratio is the method's own parameter and says nothing about the mean.
     """
     if mode != "mean":
         return
     for sample in samples:
         if sample["error"] or not sample.get("visual_tokens"):
+            continue
+        if "unreduced" in sample["pruning"]:
+            _check_grids(sample, ratio)
             continue
         total, views = sample["visual_tokens"], sample["pruning"]["views"]
         removed, candidates = total * sample["mean_removal"], sum(views) or total
@@ -72,6 +76,18 @@ def check_removal(samples: Sequence[dict[str, Any]], ratio: float, mode: str) ->
             raise HarnessError(
                 f"sample {sample['doc_id']}: removed {removed / total:.4f} of its visual tokens, "
                 f"target {ratio:g}: off by more than one token"
+            )
+
+
+def _check_grids(sample: dict[str, Any], ratio: float) -> None:
+    """Smaller pictures have whole grids: each is to be within its budget, of one token at least."""
+    now, asked = sample["pruning"]["grids"], sample["pruning"]["unreduced"]["grids"]
+    for (_, rows, cols), (_, full_rows, full_cols) in zip(now, asked, strict=bool(now)):
+        budget = max(1.0, (1 - ratio) * full_rows * full_cols)
+        if rows * cols > budget + 1e-6:
+            raise HarnessError(
+                f"sample {sample['doc_id']}: a picture of {rows} x {cols} tokens exceeds the "
+                f"{budget:g} that ratio {ratio:g} leaves of {full_rows} x {full_cols}"
             )
 
 

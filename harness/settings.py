@@ -102,6 +102,8 @@ def _check_task(task: str) -> None:
 
 def _ratio(config: dict[str, Any], sweep: bool, notes: list[str]) -> float:
     ratio, method = config["ratio"], config["method"]["name"]
+    if method == "text_only":
+        return _everything(ratio, sweep, notes)
     if ratio is None:
         if method != "none":
             raise ConfigError(f"method={method} needs a ratio in [0, 1), e.g. ratio=0.9")
@@ -116,6 +118,16 @@ def _ratio(config: dict[str, Any], sweep: bool, notes: list[str]) -> float:
         notes.append(f"method=none has no ratio: ratio={ratio} is left out, this is the baseline")
         return 0.0
     return float(ratio)
+
+
+def _everything(ratio: Any, sweep: bool, notes: list[str]) -> float:
+    """The ratio of the control without a picture, whatever the others of a sweep have."""
+    if ratio not in (None, 1):
+        if not sweep:
+            raise ConfigError(f"method=text_only leaves the picture out, so ratio={ratio} cannot "
+                              "be met; leave ratio out")  # fmt: skip
+        notes.append(f"method=text_only has no ratio: ratio={ratio} is left out, this is 1")
+    return 1.0
 
 
 def _check_numbers(config: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from methods.base import (
     ImageTokens,
+    InputMethod,
     LayerMethod,
     LayerSignals,
     MethodError,
@@ -17,6 +18,7 @@ from methods.registry import available, build, get, register
 
 __all__ = [
     "ImageTokens",
+    "InputMethod",
     "LayerMethod",
     "LayerSignals",
     "MethodError",

@@ -1,13 +1,15 @@
 """The contract between a pruning method and everything else.
 
 A method answers one question: *which visual tokens stay?* It sees tensors and nothing of models,
-caches, masks or position ids. Two kinds exist:
+caches, masks or position ids. Three kinds exist:
 
 * :class:`TokenMethod` decides before the language model, from one graph (*view*) of tokens at a
   time. Override ``score(view)`` (higher stays), or ``select(view, k)`` for rules that are not a
   ranking, or that merge.
 * :class:`LayerMethod` decides inside the language model, from the attention of one layer. Override
   ``schedule(n_layers, n_visual)`` and ``score(signals)``.
+* :class:`InputMethod`, for controls, makes the picture smaller or leaves it out. Override
+  ``grid(rows, cols, square)``.
 
 Counting, stable top-k (ties to the lower index), sorting by position, the newline policy and the
 split into views live here, once, so that none of them can be got wrong in a method.
@@ -308,7 +310,7 @@ class PruningMethod:
     name: ClassVar[str] = "method"
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
-    stage: ClassVar[Literal["none", "projector", "vision", "layer", "compose"]] = "none"
+    stage: ClassVar[Literal["none", "input", "projector", "vision", "layer", "compose"]] = "none"
     needs: ClassVar[tuple[str, ...]] = ()
     merges: ClassVar[bool] = False
     query_aware: ClassVar[bool] = False
@@ -323,11 +325,14 @@ class PruningMethod:
     instead: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
-        in_range(self, "ratio", 0.0, 1.0, high_open=True)
+        self._check_ratio()
         choice(self, "ratio_mode", ("mean", "local"))
         choice(self, "rounding", ("floor", "round_half_even", "int_raw"))
         choice(self, "positions", ("original", "compact"))
         choice(self, "compute_dtype", ("float32", "model"))
+
+    def _check_ratio(self) -> None:
+        in_range(self, "ratio", 0.0, 1.0, high_open=True)
 
     def replace(self, **changes: Any) -> PruningMethod:
         """A copy with some options changed."""
@@ -555,6 +560,38 @@ class TokenMethod(PruningMethod):
             )
         rows = self._rows(views, picks, image.features.dtype)[order]
         return Selection(torch.arange(len(order), device=rows.device), rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputMethod(PruningMethod):
+    """A control that changes the picture before anything is encoded.
+
+    No token is dropped: the prompt simply is another, shorter one, for which the model computes as
+    ever. So there is nothing to mask, and ``positions`` has no meaning; such a run equals an
+    ordinary one on the changed picture.
+    """
+
+    stage: ClassVar[Literal["none", "input", "projector", "vision", "layer"]] = "input"
+
+    def grid(self, rows: int, cols: int, square: bool) -> tuple[int, int] | None:
+        """Grid of tokens to ask for in place of ``rows x cols``; None leaves the picture out.
+
+        Args:
+            rows, cols: tokens of the unchanged picture, or of one crop where the encoder cuts
+                pictures into crops of one size.
+            square: the encoder takes square crops only.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define grid")
+
+    def checked_grid(self, rows: int, cols: int, square: bool) -> tuple[int, int] | None:
+        """``grid`` with its promises verified."""
+        made = self.grid(rows, cols, square)
+        if made is None:
+            return None
+        down, across = made
+        if not (1 <= down <= rows and 1 <= across <= cols) or (square and down != across):
+            raise MethodError(f"{self.name}: invalid grid {made} for one of {(rows, cols)}")
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)

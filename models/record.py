@@ -10,6 +10,18 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Unreduced:
+    """What a sample was before a method made its pictures smaller or left them out.
+
+    ``grids`` as in :class:`SampleRecord`; ``planned`` are those of the pictures handed back.
+    """
+
+    visual_tokens: int
+    grids: tuple[tuple[int, int, int], ...]
+    planned: tuple[tuple[int, int, int], ...] = ()
+
+
 @dataclass
 class SampleRecord:
     """Visual tokens of one prompt in force at every layer.
@@ -27,6 +39,7 @@ class SampleRecord:
         views: sizes of the graphs the selection ran on.
         rewrites: layer -> (positions in the full prompt, features ``[k, d]``) of merged slots.
         selection_seconds: wall time of the selection of this sample's batch, shared by its rows.
+        unreduced: the sample before its pictures were changed; None where they were not.
     """
 
     sample_id: str
@@ -40,11 +53,22 @@ class SampleRecord:
     views: tuple[int, ...] = ()
     rewrites: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     selection_seconds: float = 0.0
+    unreduced: Unreduced | None = None
 
     @property
     def visual_tokens(self) -> int:
         """Visual tokens of the full prompt, row-end tokens included."""
         return self.visual.numel()
+
+    @property
+    def visual_tokens_asked(self) -> int:
+        """The same of the pictures as they were asked about, before any was made smaller."""
+        return self.visual_tokens if self.unreduced is None else self.unreduced.visual_tokens
+
+    @property
+    def length_asked(self) -> int:
+        """Tokens of the prompt with those pictures."""
+        return self.prompt_length - self.visual_tokens + self.visual_tokens_asked
 
     @property
     def visual_per_layer(self) -> list[int]:
@@ -63,9 +87,9 @@ class SampleRecord:
     @property
     def mean_removal(self) -> float:
         """Fraction of visual tokens removed, mean over the layers; 0 without an image."""
-        if not self.visual_tokens:
+        if not self.visual_tokens_asked:
             return 0.0
-        return 1.0 - sum(self.visual_per_layer) / (self.n_layers * self.visual_tokens)
+        return 1.0 - sum(self.visual_per_layer) / (self.n_layers * self.visual_tokens_asked)
 
     def alive(self, layer: int) -> Tensor:
         """bool ``[V]``: visual tokens entering ``layer``."""
@@ -83,6 +107,7 @@ class SampleRecord:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form; masks as base64 of packed bits, most significant bit first."""
+        asked = self.unreduced
         return {
             "sample_id": self.sample_id,
             "prompt_length": self.prompt_length,
@@ -94,7 +119,9 @@ class SampleRecord:
             "views": list(self.views),
             "positions": self.positions,
             "kept": [[layer, pack_bits(alive)] for layer, alive in self.stages],
-        }
+            **({} if asked is None else {"unreduced": {
+                "visual_tokens": asked.visual_tokens, "grids": [list(g) for g in asked.grids]}}),
+        }  # fmt: skip
 
 
 def pack_bits(mask: Tensor) -> str:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import methods
 from methods.base import (
     ImageTokens,
+    InputMethod,
     LayerMethod,
     LayerSignals,
     PruningMethod,
@@ -51,9 +52,10 @@ from models.encoder_merge import EncoderMerging
 from models.errors import PruningUnsupported
 from models.families import CapturedImage, Family, family_of
 from models.families.base import VisionCapture
+from models.input_stage import InputStage
 from models.layer_signals import RowReading
 from models.packing import attention_mask, gather_rows, pack_left
-from models.record import SampleRecord
+from models.record import SampleRecord, Unreduced
 from models.signals import AttentionTap
 
 # Contexts open per model, innermost last: only that one acts, the others wait.
@@ -73,6 +75,27 @@ class PruningRun:
         self.records: list[SampleRecord] = []
         self._sample_ids: list[str] | None = None
         self._foreground: list[list[Tensor]] | None = None
+        self._input: InputStage | None = None
+        self._unreduced: list[Unreduced] | None = None
+
+    def reduce(self, images: list[list[Any]], processor: Any) -> tuple[list[list[Any]], Any]:
+        """Pictures and processor for the next prefill; unchanged unless the method changes those.
+
+            (pictures,), processor = run.reduce([[picture]], processor)
+            model.generate(**processor(text=text, images=pictures or None))
+
+        A method that leaves pictures out returns none, and the text is to be made without them.
+
+        Args:
+            images: RGB pictures of every row of the batch.
+
+        Raises:
+            MethodError: a picture cannot be made so small.
+        """
+        if self._input is None:
+            return images, processor
+        images, processor, self._unreduced = self._input.reduce(images, processor)
+        return images, processor
 
     def begin(
         self, sample_ids: list[str], foreground: list[list[Tensor]] | None = None
@@ -131,12 +154,14 @@ class _Runtime:
         self.layer_method = method if isinstance(method, LayerMethod) else None
         if method.stage == "compose" and method.ratio > 0:
             self.token_method, self.layer_method = method.token_method, method.layer_method
-        if method.stage not in ("none", "projector", "vision", "layer", "compose"):
+        if method.stage not in ("none", "input", "projector", "vision", "layer", "compose"):
             raise PruningUnsupported(f"unknown stage '{method.stage}' of method {method.name}")
         self.needs = frozenset(method.needs) if method.ratio > 0 else frozenset()
         if method.ratio > 0 and getattr(self.token_method, "scope", "") == "per_tile":
             self.needs |= {"tile_features"}
         self.run = PruningRun(method)
+        if isinstance(method, InputMethod) and method.ratio > 0:
+            self.run._input = InputStage(family, method)
         self.batch: Batch | None = None
         self._captured: dict[int, tuple[Any, Any]] = {}
         self._fresh: dict[str, list[CapturedImage]] = {}
@@ -224,7 +249,8 @@ class _Runtime:
         def encode(*args: Any, **kwargs: Any) -> Any:
             if self._waiting:
                 return inner(*args, **kwargs)
-            return self._encode(modality, inner, args, kwargs)
+            with self._smaller_crops(by_name(inspect.signature(inner), args, kwargs)):
+                return self._encode(modality, inner, args, kwargs)
 
         setattr(core, name, encode)
         try:
@@ -234,6 +260,21 @@ class _Runtime:
                 delattr(core, name)
             else:
                 setattr(core, name, previous)
+
+    def _smaller_crops(self, named: dict[str, Any]) -> contextlib.AbstractContextManager:
+        stage = self.run._input
+        if stage is None:
+            return contextlib.nullcontext()
+        pixels = named.get("pixel_values")
+        if stage.side is not None and (pixels is None or pixels.shape[-1] != stage.pixels):
+            raise self._unprepared()
+        return stage.encoding()
+
+    def _unprepared(self) -> PruningUnsupported:
+        return PruningUnsupported(
+            f"{self.method.name} changes the prompt itself: hand its pictures and the processor to "
+            "run.reduce() and use what it returns"
+        )
 
     def _language_tap(self) -> contextlib.AbstractContextManager:
         if self.layer_method is None or not self.needs:
@@ -462,6 +503,7 @@ class _Runtime:
     def _new_records(self, valid: Tensor) -> None:
         batch, depth = self.batch, len(self.family.layers)
         beams = beams_per_sample(batch.sample_ids)
+        asked = self._asked()
         for row, name in enumerate(batch.sample_ids):
             rank = (valid[row].long().cumsum(0) - 1)[batch.visual[row]]
             record = SampleRecord(
@@ -472,10 +514,24 @@ class _Runtime:
                 positions=self.method.positions,
                 crops=sum(image.layout.n_tiles for image in batch.images[row]),
                 grids=tuple((i.layout.n_tiles, *i.layout.patch_grid) for i in batch.images[row]),
+                unreduced=asked[row],
             )
+            if (asked[row].planned if asked[row] else record.grids) != record.grids:
+                raise self._unprepared()
             batch.records.append(record)
             if row % beams == 0 and not batch.grows:
                 self.run.records.append(record)
+
+    def _asked(self) -> list[Unreduced | None]:
+        """Per row, what was asked before the method changed the input; None: it does not."""
+        rows, given = len(self.batch.sample_ids), self.run._unreduced
+        if self.run._input is None:
+            return [None] * rows
+        if given is None and not any(self.batch.images):
+            return [None] * rows
+        if given is None or rows % len(given):
+            raise self._unprepared()
+        return [one for one in given for _ in range(rows // len(given))]
 
     def _select_before_lm(self, valid: Tensor, embeds: Tensor) -> tuple[Tensor, Tensor]:
         """bool ``[B, L]`` tokens that enter layer 0, and the embeddings, merged slots rewritten."""

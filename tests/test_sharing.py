@@ -17,8 +17,9 @@ from tests import checkpoint_tools
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What each of them reads of the encoder differs: nothing, the projector, CLS rows, other layers.
-METHODS = "none,gprune,fastv,visionzip,prumerge,random,sparsevlm,divprune,vispruner"
+# What each of them reads of the encoder differs: nothing, the projector, CLS rows, other layers;
+# one gives it smaller pictures.
+METHODS = "none,gprune,fastv,downsample,visionzip,prumerge,random,sparsevlm,divprune,vispruner"
 KEPT = ("answer", "generated_tokens", "prompt_tokens", "visual_kept", "macs", "score", "pruning")
 
 
@@ -44,9 +45,10 @@ def sweep(checkpoint, results, *arguments):
 def test_answers_with_and_without_sharing_are_equal(checkpoint, tmp_path, capsys):
     status, alone, hits = sweep(checkpoint, tmp_path / "alone", "sweep.share_vision=false")
     assert status == 0, capsys.readouterr().err
-    assert len(alone) == 9 and set(hits.values()) == {0}
+    assert len(alone) == 10 and set(hits.values()) == {0}
     status, together, hits = sweep(checkpoint, tmp_path / "together")
     assert status == 0 and together == alone
+    assert hits["downsample"] == 0, "its crops are smaller"
     assert hits["none"] == 0 and hits["random"] == hits["divprune"] == hits["vispruner"] == 2, hits
     assert sharing.current() is None, "nothing is left open"
 

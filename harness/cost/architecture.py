@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,14 @@ class Architecture:
     text: TextSizes
     vision: VisionSizes
     projector: tuple[tuple[int, int], ...]
+
+
+def smaller_crops(arch: Architecture, grids: Sequence[Grid]) -> Architecture:
+    """The architecture with crops of the recorded size, for a run that was given smaller ones."""
+    if arch.vision.crop is None or not grids:
+        return arch
+    crop = (int(grids[0][1]), int(grids[0][2]))
+    return dataclasses.replace(arch, vision=dataclasses.replace(arch.vision, crop=crop))
 
 
 def text_sizes(config: Any) -> TextSizes:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.cost.architecture import Architecture, Grid, TextSizes, VisionSizes
+from harness.cost.architecture import Architecture, Grid, TextSizes, VisionSizes, smaller_crops
 
 if TYPE_CHECKING:
     from methods.base import PruningMethod
@@ -128,7 +128,8 @@ def prefill(
     head_positions: int = 1,
 ) -> Cost:
     """Cost of one sample's prefill as recorded, its method's own work included when given."""
-    cost = encoder(arch, grids_of(arch, record))
+    encoded = arch if record.unreduced is None else smaller_crops(arch, record.grids)
+    cost = encoder(encoded, grids_of(arch, record))
     cost += decoder(arch, record.tokens_per_layer, head_positions)
     if method is None or method.ratio == 0:
         return cost
@@ -136,9 +137,10 @@ def prefill(
 
 
 def prefill_full(arch: Architecture, record: SampleRecord, head_positions: int = 1) -> Cost:
-    """Cost of the same sample without pruning."""
-    full = [record.prompt_length] * record.n_layers
-    return encoder(arch, grids_of(arch, record)) + decoder(arch, full, head_positions)
+    """Cost of the same sample without pruning, its pictures as large as they were asked about."""
+    full = [record.length_asked] * record.n_layers
+    grids = grids_of(arch, record) if record.unreduced is None else record.unreduced.grids
+    return encoder(arch, grids) + decoder(arch, full, head_positions)
 
 
 def grids_of(arch: Architecture, record: SampleRecord) -> tuple[Grid, ...]:

@@ -26,7 +26,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "method" in metafunc.fixturenames:
         given = metafunc.config.getoption("--method")
         names = [_named(s) for s in given] if given else methods.available()
-        metafunc.parametrize("method", [n for n in names if n != "none"])
+        dropping = [n for n in names if methods.get(n).stage not in ("none", "input")]
+        metafunc.parametrize("method", dropping)
+    if "input_method" in metafunc.fixturenames:
+        given = metafunc.config.getoption("--method")
+        names = [_named(s) for s in given] if given else methods.available()
+        changing = [n for n in names if methods.get(n).stage == "input"]
+        metafunc.parametrize("input_method", changing)
     if "family" in metafunc.fixturenames:
         metafunc.parametrize("family", tiny.FAMILIES)
     if "kernel" in metafunc.fixturenames:
