@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from methods.base import MethodError, PruningMethod
 from methods.registry import register
@@ -14,7 +16,7 @@ class NoPruning(PruningMethod):
     """Keeps every visual token; ``ratio`` must be 0."""
 
     title = "unpruned"
-    example = {"ratio": 0.0}
+    example: ClassVar[Mapping[str, Any]] = {"ratio": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()

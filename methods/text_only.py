@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from methods.base import InputMethod, MethodError
 from methods.registry import register
@@ -21,7 +23,7 @@ class TextOnly(InputMethod):
 
     title = "no picture"
     paper = "-"
-    example = {"ratio": 1.0}
+    example: ClassVar[Mapping[str, Any]] = {"ratio": 1.0}
 
     def _check_ratio(self) -> None:
         if self.ratio != 1:
