@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.timing.run import AGREEMENT
+
 ROWS = ("setup", "vision", "selection", "prefill", "decode", "sum_of_stages", "end_to_end", "ttft")
 
 
@@ -61,6 +63,7 @@ def _closing_lines(base: dict, pruned: dict, seen: dict) -> list[str]:
                      f"{base['peak_memory_bytes'] / 2**20:.0f} -> "
                      f"{pruned['peak_memory_bytes'] / 2**20:.0f} MiB")  # fmt: skip
     agree = [s["sum_of_stages_over_end_to_end"] for s in (base, pruned)]
-    mark = "" if all(abs(a - 1) <= 0.03 for a in agree) else "  (more than 3 % apart: repeat it)"
-    lines.append(f"  sum of stages / end to end: {agree[0]:.3f}, {agree[1]:.3f}{mark}")
+    mark = "" if all(abs(a - 1) <= AGREEMENT for a in agree) else "; more than 3 % apart: repeat it"
+    lines.append(f"  sum of stages / end to end: {agree[0]:.3f}, {agree[1]:.3f} "
+                 f"({pruned['rounds']} rounds{mark})")  # fmt: skip
     return lines
