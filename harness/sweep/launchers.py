@@ -19,7 +19,7 @@ from harness.errors import HarnessError
 from harness.store import RETRY, stands
 from harness.sweep import plan as plans
 from harness.sweep import slurm
-from harness.sweep.outcomes import DONE, Outcomes
+from harness.sweep.outcomes import DONE, FAILED, Outcomes
 from harness.sweep.worker import JOB_LOG, work
 
 
@@ -184,10 +184,11 @@ def _supervised(plan: plans.Plan, job: int) -> None:
     command = [sys.executable, "-m", "harness.sweep.supervisor", str(plan.folder), str(job)]
     file = logs / f"job-{job}.log"
     with file.open("a") as log:
-        subprocess.run(
+        done = subprocess.run(
             command, stdout=log, stderr=subprocess.STDOUT, cwd=slurm.ROOT, check=False,
             env={**os.environ, JOB_LOG: str(file)},
         )  # fmt: skip
+    _give_up(plan, job, f"exit status {done.returncode}", str(file))
 
 
 class Job:
@@ -232,12 +233,30 @@ def _submitit(cluster: str, plan: plans.Plan, options: dict[str, Any]) -> None:
         jobs = [executor.submit(Job(plan.folder, number)) for number in range(len(plan.jobs))]
     logs = str(folder).removesuffix("/%j")
     print(f"jobs: {', '.join(job.job_id for job in jobs)}; logs: {logs}", flush=True)
-    for job in jobs:
+    for number, job in enumerate(jobs):
         try:
             job.result()
-        except Exception as error:  # the cells it did not come to are listed with the failed ones
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else error
-            print(f"job {job.job_id}: {reason}; {job.paths.stderr}", file=sys.stderr, flush=True)
+        except Exception as error:
+            _give_up(plan, number, _last_line(error), str(job.paths.stderr))
+
+
+def _last_line(error: Exception) -> str:
+    """What happened: submitit hands on a traceback, or a report whose first line says it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip("- \n")]
+    own = [line for line in lines if line.startswith("submitit.core.utils.")]
+    return own[-1].partition(": ")[2] if own else " ".join(lines[:2]) or type(error).__name__
+
+
+def _give_up(plan: plans.Plan, job: int, reason: str, log: str) -> None:
+    """A job is over before its cells are: they failed, and this is why.
+
+    If it lives after all, what its worker notes later stands.
+    """
+    outcomes = Outcomes(plan.folder)
+    for place in plan.jobs[job]:
+        if not outcomes.settled(place):
+            how = "in the middle of it" if outcomes.get(place) else "before it was begun"
+            outcomes.note(place, FAILED, error=f"its job ended {how}: {reason}", log=log)
 
 
 def _local(plan: plans.Plan, options: dict[str, Any]) -> None:

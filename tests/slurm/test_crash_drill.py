@@ -141,9 +141,9 @@ def test_crash_drill(slurm, tmp_path, capsys):
 def _check_result(drill: Drill, restarts: list[int]) -> None:
     assert drill.twice == []
     cells = status.cells(drill.folder)
-    assert [c["state"] for c in cells] == ["done"] * 7 + ["failed"]
-    assert "samples all failed" in cells[7]["error"] and "ratio is broken" in cells[7]["error"]
-    assert Path(cells[7]["log"]).exists()
+    assert [c.name for c in cells] == ["done"] * 7 + ["failed"]
+    assert "samples all failed" in cells[7].reason and "ratio is broken" in cells[7].reason
+    assert Path(cells[7].log).exists()
     assert status.show(drill.folder) == 1
     results = [json.loads(f.read_text()) for f in drill.results.glob("runs/*/*/*/result.json")]
     assert len(results) == 7
