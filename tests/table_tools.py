@@ -112,7 +112,10 @@ def right_wrong(share: float, n: int = 200, seed: int = 0) -> np.ndarray:
     return 100.0 * (hard + 0.05 * luck.normal(size=n) < share)
 
 
-SHARES = {"none": 0.8, "random": 0.3, "l2norm": 0.6, "graph_only": 0.62, "gprune": 0.7}
+SHARES = {
+    "none": 0.8, "random": 0.3, "l2norm": 0.6, "graph_only": 0.62, "gprune": 0.7, "tome": 0.5,
+    "fastv": 0.5,
+}  # fmt: skip
 
 
 def by_method(cell: spec.Wanted) -> np.ndarray:

@@ -324,6 +324,93 @@ def test_another_checkpoint_request_or_data_source_is_not_this_cell(filled, tabl
         assert value(analysis.build(table, filled), "gprune", "gqa").status == lookup.MISSING
 
 
+def test_a_mean_carries_the_marks_of_what_it_is_a_mean_of(filled, table):
+    odd(lambda r: r.update(metric="another", n_failed=1))(filled, table)
+    grid = analysis.build(table, filled, statistics=False)
+    assert value(grid, "gprune", "average").marks == ["!", "e", "†"]
+    assert value(grid, "l2_norm_only", "average").marks == ["†"]
+    assert value(grid, "gprune", "macs").marks == ["!"]  # the metric has no part in it
+
+
+def test_a_system_message_does_not_hide_a_stored_cell(tmp_path):
+    table = spec.load(TABLE, {"model.prompt.system": "Be brief."})
+    tools.fill(tmp_path, table)
+    assert {cell.status for cell in lookup.find(table, tmp_path)} == {lookup.DONE}
+    assert {cell.status for cell in lookup.find(spec.load(TABLE), tmp_path)} == {lookup.MISSING}
+
+
+# --- how compute is counted ----------------------------------------------------------------------
+
+
+def without_counts(results, bench=None):
+    """G-Prune's journals lose the token counts per layer; the runs' own totals stay."""
+    for file in results.glob(f"runs/{bench or '*'}/*/gprune-*/samples.jsonl"):
+        entries = [json.loads(line) for line in file.read_text().splitlines()]
+        for entry in entries:
+            entry["pruning"] = None
+        file.write_text("".join(json.dumps(e) + "\n" for e in entries))
+
+
+def test_compute_is_counted_under_the_convention_of_the_column(filled):
+    from harness.cost.conventions import CONVENTIONS
+
+    counted = {}
+    for name in CONVENTIONS:
+        table = spec.load(TABLE, cost=name)
+        grid = analysis.build(table, filled, statistics=False)
+        counted[name] = value(grid, "gprune", "macs").value
+        assert name in "\n".join(render.notes(grid, PLAIN))
+    assert counted["flops"] == 2 * counted["macs"]
+    assert len({round(1e9 * c, 6) for c in counted.values()}) >= 5
+    assert "GFLOPs" in render.text(analysis.build(spec.load(TABLE, cost="flops"), filled), PLAIN)
+
+
+def test_compute_counted_otherwise_is_marked_and_explained(filled, table):
+    clean = analysis.build(table, filled, statistics=False)
+    assert analysis.OTHER_COUNT not in clean.marks()
+    without_counts(filled)
+    grid = analysis.build(table, filled, statistics=False)
+    odd_one = value(grid, "gprune", "macs")
+    assert odd_one.marks == [analysis.OTHER_COUNT] and odd_one.reason == "counted under macs"
+    assert value(grid, "l2_norm_only", "macs").marks == []
+    assert render.MEANING[analysis.OTHER_COUNT] in "\n".join(render.notes(grid, PLAIN))
+    asked = analysis.build(spec.load(TABLE, cost="macs"), filled, statistics=False)
+    assert value(asked, "gprune", "macs").marks == []  # now it is what the column says
+
+
+def test_compute_of_two_conventions_is_never_averaged(filled, table):
+    without_counts(filled, bench="gqa")
+    grid = analysis.build(table, filled, statistics=False)
+    mixed = value(grid, "gprune", "macs")
+    assert mixed.value is None and "macs and paper_gprune" in mixed.reason
+    assert render.number(mixed, "macs") == "?"
+    assert "cannot be computed" in "\n".join(render.notes(grid, PLAIN))
+
+
+def test_compute_of_another_convention_is_not_compared_with_the_papers(filled):
+    def paper(cost):
+        grid = analysis.build(spec.load(TABLE, cost=cost), filled, statistics=False)
+        row = next(r for r in lines(render.csv_text(grid))
+                   if r["row"] == "gprune 0.7" and r["column"] == "macs")  # fmt: skip
+        notes = render.notes(grid, render.Options(paper=True))
+        return row["paper"], any("not compared" in note for note in notes)
+
+    assert paper("paper_gprune") == ("6.76", False)
+    assert paper("flops") == ("", True)
+
+
+def test_an_unknown_entry_of_a_table_is_one_line(monkeypatch):
+    for content, said in (
+        ({"colums": []}, "unknown entry 'colums'; did you mean 'columns'"),
+        ({"cost": "flop"}, "unknown cost 'flop'; did you mean 'flops'"),
+        ({"best": "row"}, "unknown best"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            spec._check("mini_table1", content)
+    with pytest.raises(ConfigError, match="unknown cost 'paper'"):
+        command.parse([f"table={TABLE}", "show", "cost=paper"])
+
+
 def test_samples_that_do_not_add_up_give_no_interval(filled, table):
     odd(lambda r: r.update(score=12.34))(filled, table)
     found = value(analysis.build(table, filled), "gprune", "gqa")

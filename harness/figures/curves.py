@@ -24,7 +24,10 @@ class Point:
 
 
 def points(grid: Grid, bench: str) -> list[Point]:
-    """Finished cells of a column with their cost in 10^12 MACs, linear layers."""
+    """Finished cells of a column with their cost in 10^12 operations, as the table counts them.
+
+    Cells that can only be counted otherwise are left out: they have no place on this axis.
+    """
     found = []
     for row in grid.table.rows:
         value = grid.at(row, bench)
@@ -32,8 +35,11 @@ def points(grid: Grid, bench: str) -> list[Point]:
         if value.value is None or not results:
             continue
         config = value.cells[0].wanted.config
-        spent = [cost.tera(config, result) for result in results]
-        found.append(Point(row.block, row.label, row.ratio, sum(spent) / len(spent), value))
+        spent = [cost.count(config, result, grid.table.cost) for result in results]
+        if any(one is None or one.convention != grid.table.cost for one in spent):
+            continue
+        mean = sum(one.tera for one in spent if one) / len(spent)
+        found.append(Point(row.block, row.label, row.ratio, mean, value))
     return found
 
 
@@ -48,11 +54,16 @@ def over_ratios(grid: Grid) -> Any:
     return _panels(grid, lambda p: p.ratio, "fraction of visual tokens removed")
 
 
+_COUNTED = {"paper_gprune": "MACs, linear layers", "fvcore": "MACs, linear layers",
+            "macs": "MACs", "flops": "FLOPs"}  # fmt: skip
+
+
 def _unit(grid: Grid) -> tuple[float, str]:
-    """Factor from 10^12 MACs to the unit of the axis, and its title."""
+    """Factor from 10^12 operations to the unit of the axis, and its title."""
     largest = max((p.cost for b in grid.table.benches for p in points(grid, b)), default=1.0)
     scale, power = (1.0, 12) if largest >= 0.1 else (1e3, 9) if largest >= 1e-4 else (1e6, 6)
-    return scale, f"prefill, 10$^{{{power}}}$ MACs (linear layers)"
+    counted = _COUNTED.get(grid.table.cost, f"MACs as {grid.table.cost}")
+    return scale, f"prefill, 10$^{{{power}}}$ {counted}"
 
 
 def _styles(grid: Grid) -> dict[str, tuple[str, str]]:

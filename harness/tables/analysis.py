@@ -13,11 +13,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from harness import benches, stats
-from harness.tables import cost, lookup, samples
+from harness.tables import cost, lookup, samples, speed
 from harness.tables.lookup import Found
 from harness.tables.spec import Row, Table
+from harness.tables.speed import Timed
 
-NOT_FROM_BEST, NOT_FROM_RANDOM, ACCURACY_PASS = "≈", "°", "t"
+NOT_FROM_BEST, NOT_FROM_RANDOM, OTHER_COUNT = "≈", "°", "m"
 STATUS_ORDER = (lookup.FAILED, lookup.RUNNING, lookup.MISSING, lookup.IMPOSSIBLE, lookup.DONE)
 
 
@@ -41,6 +42,7 @@ class Value:
     against: dict[str, stats.Paired] = field(default_factory=dict)
     adjusted: dict[str, float] = field(default_factory=dict)
     cells: list[Found] = field(default_factory=list)
+    timing: Timed | None = None
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Grid:
     table: Table
     found: list[Found]
     values: dict[tuple[str, str], Value]
+    timed: list[Timed] = field(default_factory=list)
 
     @property
     def columns(self) -> list[str]:
@@ -66,7 +69,7 @@ class Grid:
 def build(table: Table, results: Path, *, statistics: bool = True) -> Grid:
     """The grid of a table from what the store holds now."""
     found = lookup.find(table, results)
-    grid = Grid(table, found, {})
+    grid = Grid(table, found, {}, speed.find(table, results, found))
     for row in table.rows:
         for bench in table.benches:
             own = [f for f in found if f.wanted.row.key == row.key and f.wanted.bench == bench]
@@ -98,7 +101,9 @@ def _score(row: Row, bench: str, found: list[Found]) -> Value:
 
 
 def _mark_order(mark: str) -> int:
-    return [*lookup.MARKS, NOT_FROM_RANDOM, NOT_FROM_BEST, ACCURACY_PASS].index(mark)
+    timing = [speed.OTHER_THAN_SCORES, speed.UNSETTLED]
+    others = [OTHER_COUNT, NOT_FROM_RANDOM, NOT_FROM_BEST]
+    return [*lookup.MARKS, *timing, *others].index(mark)
 
 
 def _samples(value: Value) -> list[samples.Samples]:
@@ -220,26 +225,68 @@ def _bold(grid: Grid) -> None:
 
 
 def _extra(grid: Grid, row: Row, column: str) -> Value:
+    if column in speed.COLUMNS:
+        return _speed(grid, row, column)
     values = [grid.at(row, bench) for bench in grid.table.benches]
     made = Value(row, column, lookup.DONE, runs=len(values))
-    holes = [v for v in values if v.status != lookup.DONE]
-    if holes and column != "speedup":
-        made.status = next(s for s in STATUS_ORDER if s in {v.status for v in holes})
+    holes = {v.status for v in values} - {lookup.DONE}
+    if holes:
+        made.status = next(s for s in STATUS_ORDER if s in holes)
         return made
-    made.value = _EXTRAS[column](grid, row, values)
-    if made.value is None or math.isnan(made.value):
-        made.status, made.value = lookup.MISSING, None
-    marks = {mark for v in values for mark in v.marks if mark in "abcd!"}
-    if column in ("throughput", "speedup"):
-        marks = {ACCURACY_PASS}
+    # What is odd about a score (its metric, its baseline) says nothing about tokens.
+    telling = lookup.MARKS if column == "average" else "!abcd"
+    marks = {mark for v in values for mark in v.marks if mark in telling}
+    if column == "macs":
+        made.value, made.reason, odd = _compute(grid.table, values)
+        marks |= {OTHER_COUNT} if odd else set()
+    else:
+        made.value = _EXTRAS[column](values)
+        made.reason = "" if made.value is not None else "nothing stored to compute it from"
     made.marks = sorted(marks, key=_mark_order) if made.value is not None else []
     return made
 
 
-def _average(grid: Grid, row: Row, values: list[Value]) -> float | None:
+def _speed(grid: Grid, row: Row, column: str) -> Value:
+    """From the timing pass; the unpruned model's is the median over the timings."""
+    made = Value(row, column, lookup.DONE)
+    if row.is_baseline:
+        full = speed.unpruned(grid.timed)
+        if full is None:
+            made.status = lookup.MISSING
+        elif column == "speedup":
+            made.value = 1.0
+        else:
+            made.value, made.low, made.high = full
+        return made
+    timed = next(one for one in grid.timed if one.wanted.row.key == row.key)
+    made.timing, made.status, made.reason = timed, timed.status, timed.reason
+    if timed.result is None:
+        return made
+    made.marks, made.runs = list(timed.marks), speed.rounds(timed)
+    if column == "speedup":
+        made.value = speed.speedup(timed)
+    else:
+        rate = speed.rate(timed)
+        made.value, made.low, made.high = rate["median"], rate["low"], rate["high"]
+    return made
+
+
+def _compute(table: Table, values: list[Value]) -> tuple[float | None, str, bool]:
+    """10^12 operations, why there are none, and whether another convention had to be used."""
+    found = [cost.count(c.wanted.config, result, table.cost) for c, result in _results(values)]
+    if any(one is None for one in found):
+        return None, "its runs stored no count of compute", False
+    counted = [one for one in found if one is not None]
+    used = sorted({one.convention for one in counted})
+    if len(used) > 1:
+        return None, f"counted under {' and '.join(used)}: no mean of these", False
+    reason = "" if used == [table.cost] else f"counted under {used[0]}"
+    return fmean(one.tera for one in counted), reason, bool(reason)
+
+
+def _average(values: list[Value]) -> float | None:
     """Over the columns in per cent, as the papers do; points of MME have another scale."""
-    percent = [v.value for v in values if _unit(v) == "%"]
-    return _mean(percent)
+    return _mean(v.value for v in values if _unit(v) == "%")
 
 
 def _unit(value: Value) -> str:
@@ -251,33 +298,14 @@ def _results(values: Iterable[Value]) -> list[tuple[Found, Any]]:
     return [(cell, cell.result) for value in values for cell in value.cells if cell.result]
 
 
-def _macs(grid: Grid, row: Row, values: list[Value]) -> float | None:
-    found = [cost.tera(cell.wanted.config, result) for cell, result in _results(values)]
-    return _mean(found)
-
-
-def _removal(grid: Grid, row: Row, values: list[Value]) -> float | None:
-    found = [result["counters"]["removal"] for _, result in _results(values)]
-    mean = _mean([r for r in found if r is not None])
+def _removal(values: list[Value]) -> float | None:
+    mean = _mean(result["counters"]["removal"] for _, result in _results(values))
     return None if mean is None else 100 * mean
 
 
-def _throughput(grid: Grid, row: Row, values: list[Value]) -> float | None:
-    rates = [r["counters"]["accuracy_pass"]["samples_per_s"] for _, r in _results(values)]
-    return _mean([rate for rate in rates if rate])
-
-
-def _speedup(grid: Grid, row: Row, values: list[Value]) -> float | None:
-    base = next((r for r in grid.table.rows if r.is_baseline), None)
-    if base is None or any(v.status != lookup.DONE for v in values):
-        return None
-    full = _throughput(grid, base, [grid.at(base, bench) for bench in grid.table.benches])
-    own = _throughput(grid, row, values)
-    return own / full if own and full else None
-
-
-def _agreement(grid: Grid, row: Row, values: list[Value]) -> float | None:
-    return _mean([v.agreement for v in values if v.agreement is not None])
+def _agreement(values: list[Value]) -> float | None:
+    shares = [v.agreement for v in values]
+    return None if None in shares else _mean(shares)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -285,11 +313,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return fmean(there) if there else None
 
 
-_EXTRAS: dict[str, Callable[[Grid, Row, list[Value]], float | None]] = {
+_EXTRAS: dict[str, Callable[[list[Value]], float | None]] = {
     "average": _average,
-    "macs": _macs,
     "removal": _removal,
-    "throughput": _throughput,
-    "speedup": _speedup,
     "agreement": _agreement,
 }

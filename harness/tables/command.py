@@ -15,12 +15,12 @@ import yaml
 from harness.cell import canonical_json
 from harness.errors import ConfigError, unknown
 from harness.store import write_atomic
-from harness.tables import analysis, lookup, render, spec
+from harness.tables import analysis, lookup, render, spec, speed
 from harness.tables.lookup import Found
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VERBS = ("status", "plan", "show", "export")
-OWN = ("table", "results", "out", "compare", "ci")
+OWN = ("table", "results", "out", "compare", "ci", "cost")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str]) -> Request:
     if compare not in ("none", "paper"):
         raise ConfigError(unknown("compare", compare, ("none", "paper")))
     results = Path(pairs.get("results", ROOT / "results"))
-    table = spec.load(pairs["table"], changes)
+    table = spec.load(pairs["table"], changes, pairs.get("cost"))
     table.cells()  # an option that does not exist is refused here
     return Request(
         verb=verbs[0] if verbs else "show",
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str]) -> Request:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Carry out a command; 0 if the table is complete, 1 if cells are missing (status only)."""
+    """Carry out a command."""
     request = parse(arguments)
     if request.verb == "status":
         print(status(request))
@@ -77,15 +77,29 @@ def run(arguments: Sequence[str]) -> int:
 def status(request: Request) -> str:
     """One line per row, the state of each cell, and the time that is still to be spent."""
     found = lookup.find(request.table, request.results)
+    timed = speed.find(request.table, request.results, found)
     lines = [request.table.title, ""]
     width = max(len(row.key) for row in request.table.rows)
     for row in request.table.rows:
         own = [f for f in found if f.wanted.row.key == row.key]
         states = [_state([f for f in own if f.wanted.bench == b]) for b in request.table.benches]
+        states += [f"timing: {one.status}" for one in timed if one.wanted.row.key == row.key]
         lines.append(f"  {row.key:<{width}}  " + "  ".join(states))
-    counts = Counter(cell.status for cell in unique(found))
-    lines += ["", "cells: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))]
-    return "\n".join([*lines, *_reasons(found), estimate(found)])
+    lines += ["", _counted("cells", [cell.status for cell in unique(found)])]
+    if timed:
+        lines.append(_counted("timings", [one.status for one in timed]))
+    return "\n".join([*lines, *_reasons([*found, *timed]), *_left(found, timed)])
+
+
+def _counted(what: str, statuses: Sequence[str]) -> str:
+    counts = sorted(Counter(statuses).items())
+    return f"{what}: " + ", ".join(f"{n} {name}" for name, n in counts)
+
+
+def _left(found: Sequence[Found], timed: Sequence[speed.Timed]) -> list[str]:
+    left = speed.todo(timed)
+    told = [f"{len(left)} timings to make"] if left else []
+    return told if left and not todo(found) else [estimate(found), *told]
 
 
 def _state(cells: list[Found]) -> str:
@@ -96,7 +110,7 @@ def _state(cells: list[Found]) -> str:
     return f"{cells[0].wanted.bench}: {'/'.join(parts)}{answered}"
 
 
-def _reasons(found: Sequence[Found]) -> list[str]:
+def _reasons(found: Sequence[Found | speed.Timed]) -> list[str]:
     told = dict.fromkeys(
         f"{c.status}: {c.wanted.row.key}: {c.reason}" for c in found if c.reason
     )  # fmt: skip
@@ -142,23 +156,25 @@ def _size(cell: Found, found: Sequence[Found]) -> int:
 
 
 def plan(request: Request) -> str:
-    """The multirun line that fills the table, then each missing cell as a command."""
+    """The multirun lines that fill the table, and each missing cell and timing as a command."""
     found = lookup.find(request.table, request.results)
-    missing = todo(found)
-    if not missing:
+    timed = speed.find(request.table, request.results, found)
+    missing, untimed = todo(found), speed.todo(timed)
+    if not missing and not untimed:
         return "nothing to run: every cell that can exist is there"
-    extra = "".join(f" {shlex.quote(f'{k}={spec._text(v)}')}" for k, v in request.changes.items())
+    extra = "".join(f" {shlex.quote(f'{k}={spec.text(v)}')}" for k, v in request.changes.items())
     where = ""
     if request.results.resolve() != (ROOT / "results").resolve():
         where = f" paths.results={shlex.quote(str(request.results))}"
-    lines = [
-        f"# {estimate(found)}; finished cells are skipped",
-        f"python run.py -m experiment={request.table.name}{extra}{where}",
-        "",
-        "# or one by one",
-    ]
-    for cell in missing:
-        arguments = " ".join(shlex.quote(a) for a in cell.wanted.arguments)
+    whole, lines = f"python run.py -m experiment={request.table.name}", []
+    if missing:
+        lines += [f"# {estimate(found)}; finished cells are skipped", f"{whole}{extra}{where}", ""]
+    if untimed:
+        lines.append(f"# {len(untimed)} timings, on a machine that does nothing else meanwhile")
+        lines += [f"{whole} task=time{extra}{where}", ""]
+    lines.append("# or one by one")
+    for one in [*missing, *untimed]:
+        arguments = " ".join(shlex.quote(a) for a in one.wanted.arguments)
         lines.append(f"python run.py {arguments}{where}")
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,30 +15,59 @@ from harness.cost.architecture import Architecture, smaller_crops
 from harness.cost.conventions import Tokens
 from harness.store import read_journal
 from harness.tables.lookup import repo_path
+from harness.tables.spec import PAPER
 
-PAPER = "paper_gprune"
+_OF_TOTALS = {"macs": 1, "flops": 2}  # what a run's own total can be turned into
 
 
-def tera(cell: Mapping[str, Any], result: Mapping[str, Any], convention: str = PAPER) -> float:
-    """Mean over the samples, in 10^12, of a prefill counted by ``convention``; NaN if unknown."""
+@dataclass(frozen=True)
+class Counted:
+    """Compute of a cell, mean over its samples: 10^12 operations of a prefill, and which ones."""
+
+    tera: float
+    convention: str
+
+
+def count(
+    cell: Mapping[str, Any], result: Mapping[str, Any], convention: str = PAPER
+) -> Counted | None:
+    """Compute of a stored cell under ``convention``, or under the one its run counted in.
+
+    Every convention is a function of the architecture and of the tokens in each layer. Where the
+    one is not described (a model of one's own) or the others were not kept, there is still the
+    total that the run stored, which is ``macs``. None if there is nothing.
+    """
+    entries = _with_images(Path(result["directory"]))
     arch = _architecture(str(cell["model"].get("architecture")))
-    if arch is None:
-        return float("nan")
-    counted = [_count(arch, entry, convention) for entry in _pruned(Path(result["directory"]))]
-    return sum(counted) / len(counted) / 1e12 if counted else float("nan")
+    if entries and arch is not None and all(_is_counted(e["pruning"]) for e in entries):
+        spent = [_count(arch, entry, convention) for entry in entries]
+        return Counted(sum(spent) / len(spent) / 1e12, convention)
+    total = (result["counters"].get("macs") or {}).get("total")
+    if not total:
+        return None
+    factor = _OF_TOTALS.get(convention)
+    return Counted((factor or 1) * total / 1e12, convention if factor else "macs")
 
 
-def _pruned(folder: Path) -> list[Mapping[str, Any]]:
+def _with_images(folder: Path) -> list[Mapping[str, Any]]:
     entries = read_journal(folder / "samples.jsonl")
-    return [e["pruning"] for e in entries if not e["error"] and e.get("visual_tokens")]
+    return [e for e in entries if not e["error"] and e.get("visual_tokens")]
 
 
-def _count(arch: Architecture, record: Mapping[str, Any], convention: str) -> int:
+def _is_counted(record: Mapping[str, Any] | None) -> bool:
+    return bool(record) and {"prompt_length", "grids", "crops", "visual_per_layer"} <= set(record)
+
+
+def _count(arch: Architecture, entry: Mapping[str, Any], convention: str) -> int:
+    record = entry["pruning"]
     text = record["prompt_length"] - record["visual_tokens"]
     images: Any = tuple(tuple(grid) for grid in record["grids"]) or record["crops"]
     if "unreduced" in record:
         arch = smaller_crops(arch, record["grids"])
-    return convert(convention, arch, Tokens(images, text, record["visual_per_layer"]))
+    selection = int((entry.get("macs") or {}).get("selection") or 0)
+    tokens = Tokens(images, text, record["visual_per_layer"], selection,
+                    merged=record.get("merged", ()))  # fmt: skip
+    return convert(convention, arch, tokens)
 
 
 @cache

@@ -8,7 +8,6 @@ table: cells that differ from the rest are marked, never mixed in silence.
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import yaml
 
 from harness import checkpoint, gate
 from harness.cell import budget as cell_budget
-from harness.cell import canonical_json
+from harness.cell import canonical_json, moved_from
 from harness.errors import ConfigError
 from harness.known import entries
 from harness.sweep import status
@@ -86,7 +85,8 @@ class Index:
                 continue
             made = _asked_of(stored.identity)
             if budgets and (budget := cell_budget(_config(stored.folder))):
-                made["method"] = {**made["method"], "ratio": budget}
+                moved = moved_from(_config(stored.folder))
+                made["method"] = {**made["method"], **moved, "ratio": budget}
             self._by_asked.setdefault(canonical_json(made), []).append(stored)
 
     def find(self, cell: Wanted) -> list[_Stored]:

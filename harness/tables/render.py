@@ -11,31 +11,35 @@ from typing import Any
 
 from harness import gate
 from harness.known import entries
-from harness.tables import lookup, published
+from harness.profile import MEANING as MEANING_OF_COST
+from harness.tables import lookup, published, speed
 from harness.tables.analysis import (
-    ACCURACY_PASS,
     NOT_FROM_BEST,
     NOT_FROM_RANDOM,
+    OTHER_COUNT,
     Grid,
     Value,
 )
-from harness.tables.spec import Row
+from harness.tables.spec import Row, Table
 from harness.tables.wanted import CONF
 
 MEANING = {
     **lookup.MARKS,
     NOT_FROM_BEST: "not distinguishable from the best of its group (Holm over the row, 5 %)",
     NOT_FROM_RANDOM: "not significantly better than random at the same ratio (Holm, 5 %)",
-    ACCURACY_PASS: "speed of the accuracy pass (batched, not warmed up): how long the run took, "
-    "not how fast a method is",
+    speed.OTHER_THAN_SCORES: "timed with another dtype, kernel, device or checkpoint than the "
+    "scores of this row",
+    speed.UNSETTLED: "stages and whole call of this timing differ by more than "
+    f"{100 * speed.AGREEMENT:.0f} %: repeat it (force=true)",
+    OTHER_COUNT: "compute counted under another convention than this column, see the CSV",
 }
 HEADINGS = {
-    "average": "Avg", "macs": "TMACs", "removal": "removed %", "throughput": "samples/s",
+    "average": "Avg", "macs": "MACs", "removal": "removed %", "throughput": "samples/s",
     "speedup": "speed-up", "agreement": "agreement %",
 }  # fmt: skip
 HOLES = {
     lookup.MISSING: "·", lookup.RUNNING: "running", lookup.FAILED: "failed",
-    lookup.IMPOSSIBLE: "×", lookup.DONE: "?",
+    lookup.IMPOSSIBLE: "×", lookup.DONE: "?",  # done, and yet there is no number
 }  # fmt: skip
 
 
@@ -53,26 +57,42 @@ def heading(column: str) -> str:
     return str(entry["label"]) if entry else HEADINGS[column]
 
 
+def _titles(grid: Grid, *first: str) -> list[str]:
+    named = {"macs": _compute_heading(grid)}
+    return [*first, *(named.get(column) or heading(column) for column in grid.columns)]
+
+
+def _compute_heading(grid: Grid) -> str:
+    return _giga(grid)[1] + ("FLOPs" if grid.table.cost == "flops" else "MACs")
+
+
+def _giga(grid: Grid) -> tuple[float, str]:
+    """Factor and letter that make the compute of a small model readable."""
+    counted = [v.value for (_, column), v in grid.values.items() if column == "macs" and v.value]
+    return (1e3, "G") if counted and max(counted) < 0.1 else (1.0, "T")
+
+
 def row_label(row: Row) -> str:
     """The row's name with what varies in its block."""
     varied = [f"{k.rpartition('.')[2]} {v:g}" for k, v in row.varied.items()]
     return " ".join([row.label, *varied])
 
 
-def number(value: Value, column: str) -> str:
-    """The number alone, or the sign of a hole."""
+def number(value: Value, column: str, factor: float = 1.0) -> str:
+    """The number alone, or the sign of a hole; ``factor`` is that of compute."""
     if value.value is None:
         return HOLES[value.status]
     if column == "macs":
-        return f"{value.value:.2f}" if value.value >= 0.05 else f"{value.value:.2g}"
+        return f"{factor * value.value:.2f}"
     if column == "speedup":
         return f"{value.value:.2f}x"
     return f"{value.value:.1f}" if column in ("removal", "throughput") else f"{value.value:.2f}"
 
 
-def body(value: Value, column: str, options: Options) -> str:
+def body(grid: Grid, row: Row, column: str, options: Options) -> str:
     """Number, spread over seeds and interval; without marks."""
-    text = number(value, column)
+    value = grid.at(row, column)
+    text = number(value, column, _giga(grid)[0])
     if value.spread is not None:
         text += f"±{value.spread:.2f}"
     if options.ci and value.low is not None and value.high is not None:
@@ -82,8 +102,8 @@ def body(value: Value, column: str, options: Options) -> str:
 
 def _paper(grid: Grid, row: Row, column: str) -> str:
     printed = published.values(grid.table).get((row.key, column))
-    if printed is None:
-        return ""
+    if printed is None or (column == "macs" and _giga(grid)[1] != "T"):
+        return ""  # a model a thousand times smaller
     value = grid.at(row, column).value
     noted = "§" if (row.key, column) in published.annotations(grid.table) else ""
     difference = "" if value is None else f" {value - printed:+.2f}"
@@ -99,7 +119,7 @@ def cells(
         line = [row_label(row), f"{row.ratio:.3g}" if row.ratio else "-"]
         for column in grid.columns:
             value = grid.at(row, column)
-            text = body(value, column, options)
+            text = body(grid, row, column, options)
             text = (bold(text) if value.best else text) + mark(value.marks)
             line.append(text + (_paper(grid, row, column) if options.paper else ""))
         lines.append(line)
@@ -111,7 +131,7 @@ def text(grid: Grid, options: Options) -> str:
     from tabulate import tabulate
 
     lines = cells(grid, options, lambda t: f"*{t}", "".join)
-    titles = ["", "ratio", *map(heading, grid.columns)]
+    titles = _titles(grid, "", "ratio")
     table = tabulate(lines, titles, disable_numparse=True, stralign="right")
     return "\n".join([grid.table.title, "", table, "", *notes(grid, options)])
 
@@ -119,7 +139,7 @@ def text(grid: Grid, options: Options) -> str:
 def markdown(grid: Grid, options: Options) -> str:
     """Markdown with the notes below."""
     lines = cells(grid, options, lambda t: f"**{t}**", lambda m: f" {''.join(m)}" if m else "")
-    titles = ["", "ratio", *map(heading, grid.columns)]
+    titles = _titles(grid, "", "ratio")
     rule = ["---", *["---:"] * (len(titles) - 1)]
     table = ["| " + " | ".join(line) + " |" for line in [titles, rule, *lines]]
     told = [f"- {line}" for line in notes(grid, options)]
@@ -142,7 +162,7 @@ def latex(grid: Grid, options: Options) -> str:
         return f"$^{{{','.join(_tex(m) for m in marks)}}}$" if marks else ""
 
     out = [r"\begin{tabular}{l" + "r" * (len(grid.columns) + 1) + "}", r"\toprule"]
-    titles = ["Method", "Ratio", *map(heading, grid.columns)]
+    titles = _titles(grid, "Method", "Ratio")
     out += [" & ".join(map(_tex, titles)) + r" \\", r"\midrule"]
     block = grid.table.rows[0].block
     lines = cells(grid, options, lambda t: f"\\textbf{{{t}}}", marked)
@@ -163,7 +183,7 @@ def _tex_cell(cell: str) -> str:
 
 def html_table(grid: Grid, options: Options) -> str:
     """The table element alone; interval, agreement and tests are its tooltips."""
-    titles = ["Method", "Ratio", *map(heading, grid.columns)]
+    titles = _titles(grid, "Method", "Ratio")
     head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
     rows = []
     for row in grid.table.rows:
@@ -177,7 +197,7 @@ def html_table(grid: Grid, options: Options) -> str:
 
 def _html_cell(grid: Grid, row: Row, column: str, options: Options) -> str:
     value = grid.at(row, column)
-    shown = html.escape(body(value, column, options))
+    shown = html.escape(body(grid, row, column, options))
     shown = f"<b>{shown}</b>" if value.best else shown
     marks = f"<sup>{html.escape(''.join(value.marks))}</sup>" if value.marks else ""
     paper = html.escape(_paper(grid, row, column)) if options.paper else ""
@@ -190,7 +210,9 @@ def _html_cell(grid: Grid, row: Row, column: str, options: Options) -> str:
 def details(value: Value) -> list[str]:
     """What is known about one number, in words."""
     told = []
-    if value.low is not None and value.high is not None:
+    if value.column in speed.COLUMNS:
+        told = _timing_details(value)
+    elif value.low is not None and value.high is not None:
         told.append(f"95 % interval {value.low:.2f} to {value.high:.2f}, {value.n} samples")
     if value.spread is not None:
         told.append(f"{value.runs} seeds, standard deviation {value.spread:.2f}")
@@ -203,6 +225,14 @@ def details(value: Value) -> list[str]:
             + (f", {paired.needed} samples would tell" if paired.needed else "")
         )
     return told + ([value.reason] if value.reason else [])
+
+
+def _timing_details(value: Value) -> list[str]:
+    if value.low is None or value.high is None:
+        return []
+    if value.timing is None:
+        return [f"median over the timings of this table, {value.low:.2f} to {value.high:.2f}"]
+    return [f"median of {value.runs} rounds, 90 % interval {value.low:.2f} to {value.high:.2f}"]
 
 
 def html_page(grid: Grid, options: Options) -> str:
@@ -265,8 +295,14 @@ def _csv_line(value: Value, column: str) -> dict[str, Any]:
         "needed_vs_best": (best and best.needed) or "",
         "needed_vs_random": (random and random.needed) or "",
         "reason": value.reason,
-        "keys": " ".join(str(c.result["key"])[:8] for c in value.cells if c.result),
+        "keys": " ".join(str(result["key"])[:8] for result in _behind(value)),
     }
+
+
+def _behind(value: Value) -> list[Any]:
+    """Stored results that a value comes from."""
+    found = [value.timing] if value.timing else value.cells
+    return [one.result for one in found if one.result]
 
 
 def _minus(value: float | None, other: float | None) -> float | None:
@@ -280,6 +316,12 @@ def _digits(value: float | None) -> str:
 def notes(grid: Grid, options: Options) -> list[str]:
     """What a reader of the table must know."""
     told = [f"{name}: {meaning}" for name, meaning in grid.table.conventions.items()]
+    if "macs" in grid.columns:
+        counted = MEANING_OF_COST[grid.table.cost]
+        told.append(f"{_compute_heading(grid)}: of a prefill, counted as {grid.table.cost} "
+                    f"({counted})")  # fmt: skip
+    if grid.timed:
+        told.append(speed.conditions(grid.timed))
     told += grid.table.notes
     results = [cell.result for cell in grid.found if cell.result]
     if any(result["data"] == "mini" for result in results):
@@ -293,6 +335,8 @@ def notes(grid: Grid, options: Options) -> list[str]:
     statuses = {value.status for value in grid.values.values()}
     signs = {lookup.MISSING: "not run yet", lookup.IMPOSSIBLE: "impossible, see the CSV"}
     told += [f"{HOLES[s]} {meaning}" for s, meaning in signs.items() if s in statuses]
+    if any(v.status == lookup.DONE and v.value is None for v in grid.values.values()):
+        told.append(f"{HOLES[lookup.DONE]} cannot be computed, see the CSV")
     if any(value.spread is not None for value in grid.values.values()):
         told.append("± standard deviation over the seeds of random")
     if options.paper:
@@ -307,6 +351,9 @@ def _paper_notes(grid: Grid) -> list[str]:
     for (row, column), note in published.annotations(grid.table).items():
         if any(r.key == row for r in grid.table.rows) and column in grid.columns:
             told.append(f"§ {row}, {heading(column)}: {note}")
+    if "macs" in grid.columns and not published.same_count(grid.table):
+        told.append(f"the published compute is counted under {published.count_of(grid.table)}: "
+                    "not compared")  # fmt: skip
     return told
 
 
@@ -325,7 +372,30 @@ def provenance(grid: Grid) -> str:
     for cell in grid.found:
         if cell.result:
             writer.writerow(_provenance_line(cell))
+    for timed in grid.timed:
+        if timed.result:
+            writer.writerow(_timing_line(timed))
     return stream.getvalue()
+
+
+def _timing_line(timed: speed.Timed) -> dict[str, Any]:
+    result = timed.result or {}
+    origin, model = result["provenance"], result["identity"]["model"]
+    return {
+        "row": timed.wanted.row.key,
+        "seed": timed.wanted.config["seed"],
+        "bench": "timing",
+        "key": result["key"],
+        "finished": result["finished"],
+        **{k: origin[k] for k in ("commit", "modified", "code")},
+        "checkpoint": model.get("checkpoint", "random weights"),
+        "device": origin["hardware"]["device"],
+        "dtype": model["dtype"],
+        "torch": origin["versions"]["torch"],
+        "transformers": origin["versions"]["transformers"],
+        "n": speed.rounds(timed),
+        "marks": "".join(timed.marks),
+    }
 
 
 def _provenance_line(cell: lookup.Found) -> dict[str, Any]:

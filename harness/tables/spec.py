@@ -6,6 +6,7 @@
                 a list under seed gives one row of several runs, shown with their spread
     budgets     ratio -> budget that is asked for instead; the ratio then only names the row
     extras, best, conventions, notes   what else is shown, what the bold numbers are the best of
+    cost        the convention in which the column macs is counted
     published   the paper's own numbers in results/published, for compare=paper
 """
 
@@ -17,12 +18,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness import known
+from harness.cost.conventions import CONVENTIONS
 from harness.errors import ConfigError, unknown
 from harness.tables import wanted
 
 ROW_KEYS = {
-    "name", "label", "method", "ratio", "seed", "options", "sweep", "published", "infeasible",
+    "name", "label", "method", "ratio", "seed", "options", "sweep", "published",
 }  # fmt: skip
+KEYS = (
+    "title", "settings", "columns", "rows", "budgets", "extras", "best", "cost", "notes",
+    "published", "conventions",
+)  # fmt: skip
+BEST_OF = ("ratio", "block")
+PAPER = "paper_gprune"  # how the G-Prune paper counts compute
 EXTRAS = ("average", "macs", "removal", "throughput", "speedup", "agreement")
 
 
@@ -80,7 +88,7 @@ class Table:
     notes: tuple[str, ...] = ()
     published: Mapping[str, Any] = field(default_factory=dict)
     conventions: Mapping[str, Any] = field(default_factory=dict)
-    mini: str | None = None
+    cost: str = PAPER
 
     def cells(self) -> list[Wanted]:
         """Every cell, row by row."""
@@ -96,8 +104,13 @@ def names() -> list[str]:
     return sorted(file.stem for file in (wanted.CONF / "table").glob("*.yaml"))
 
 
-def load(name: str, changes: Mapping[str, Any] | None = None) -> Table:
+def load(
+    name: str, changes: Mapping[str, Any] | None = None, cost: str | None = None
+) -> Table:  # fmt: skip
     """The table ``conf/table/<name>.yaml``; ``changes`` are settings that win over its own.
+
+    Args:
+        cost: convention in which compute is counted, instead of the table's.
 
     Raises:
         ConfigError: no such table, or one that says something nobody reads.
@@ -105,6 +118,7 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Table:
     if name not in names():
         raise ConfigError(unknown("table", name, names()))
     content = known.entries(wanted.CONF, "table", name) or {}
+    _check(name, content := {**content, **({"cost": cost} if cost else {})})
     settings = {"data": "hub", **content.get("settings", {})}
     settings |= _settings_of(changes or {})
     budgets = {float(k): v for k, v in (content.get("budgets") or {}).items()}
@@ -119,8 +133,17 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Table:
         notes=tuple(content.get("notes", ())),
         published=content.get("published") or {},
         conventions=content.get("conventions") or {},
-        mini=content.get("mini"),
+        cost=content.get("cost", PAPER),
     )
+
+
+def _check(table: str, content: Mapping[str, Any]) -> None:
+    for key in content:
+        if key not in KEYS:
+            raise ConfigError(f"conf/table/{table}: " + unknown("entry", key, KEYS))
+    for name, allowed in (("best", BEST_OF), ("cost", tuple(CONVENTIONS))):
+        if name in content and content[name] not in allowed:
+            raise ConfigError(f"conf/table/{table}: " + unknown(name, str(content[name]), allowed))
 
 
 def _settings_of(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +224,7 @@ def overrides(
 
 def arguments(chosen: Mapping[str, Any]) -> list[str]:
     """Groups and options as words of a command line, shell quoting left to the caller."""
-    return [f"{key}={_text(value)}" for key, value in chosen.items()]
+    return [f"{key}={text(value)}" for key, value in chosen.items()]
 
 
 def _wanted(
@@ -212,7 +235,8 @@ def _wanted(
     return Wanted(row, bench, chosen, config, wanted.asked(config))
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A value as Hydra reads it back from a command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -220,5 +244,5 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, list):
-        return "[" + ",".join(_text(v) for v in value) + "]"
+        return "[" + ",".join(text(v) for v in value) + "]"
     return str(value)

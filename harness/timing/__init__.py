@@ -7,8 +7,8 @@ from typing import Any
 __all__ = ["run_timing"]
 
 
-def run_timing(config: dict[str, Any]) -> dict[str, Any]:
+def run_timing(config: dict[str, Any], *, reuse: bool = False) -> dict[str, Any]:
     """Time a method and the unpruned model; see :mod:`harness.timing.run`."""
     from harness.timing.run import run_timing as run
 
-    return run(config)
+    return run(config, reuse=reuse)

@@ -16,7 +16,10 @@ from harness.errors import ConfigError
 
 
 class TableSweeper(BasicSweeper):
-    """Launches the cells of ``table``, with what else the command line says added to each."""
+    """Launches the cells of ``table``, with what else the command line says added to each.
+
+    With ``task=time`` the timings of its rows instead, if it shows speed.
+    """
 
     def __init__(self, table: str, max_batch_size: int | None, params: Any = None) -> None:
         super().__init__(max_batch_size=max_batch_size, params=params)
@@ -35,20 +38,24 @@ class TableSweeper(BasicSweeper):
         return [jobs[i : i + size] for i in range(0, len(jobs), size)]
 
     def _cells(self, given: dict[str, Any]) -> list[Any]:
-        from harness.tables import spec  # Hydra imports this file at every start
+        from harness.tables import spec, speed  # Hydra imports this file at every start
 
         fixed = ("method", "ratio", "bench", "seed")
         own = {k: v for k, v in given.items() if k in fixed}
         if own:
             raise ConfigError(f"{next(iter(own))} is a row or column of table {self.table}")
         known = {k: v for k, v in given.items() if _describes(k)}
-        return spec.load(self.table, known).cells()
+        table = spec.load(self.table, known)
+        task = given.get("task", "cell")
+        if task not in ("cell", "time"):
+            raise ConfigError(f"a table is filled by task=cell and timed by task=time, not {task}")
+        return speed.timings(table) if task == "time" else table.cells()
 
 
 def _describes(key: str) -> bool:
     """True for options that are part of what a cell asks for."""
-    groups = ("model", "data", "engine", "bench.", "data.", "model.", "decoding.", "method.")
-    return key == "batch_size" or key.startswith(groups)
+    groups = ("model", "data", "engine", "bench.", "decoding.", "method.", "timing", "budget.")
+    return key in ("batch_size", "image_size", "text_tokens") or key.startswith(groups)
 
 
 def _settings(overrides: list[Override]) -> dict[str, Any]:
