@@ -48,10 +48,11 @@ def run_profile(config: dict[str, Any]) -> dict[str, Any]:
     sides = {}
     for name, one, spent in (("full", full, whole), ("pruned", record, cost)):
         text = one.prompt_length - one.visual_tokens
-        tokens = Tokens(one.grids, text, one.visual_per_layer, spent.selection)
+        tokens = Tokens(one.grids, text, one.visual_per_layer, spent.selection,
+                        merged=one.merged)  # fmt: skip
         sides[name] = {
             "stages": spent.stages(),
-            "counted": counter.count_skeleton(model, inputs, one),
+            "counted": _countable(counter.count_skeleton(model, inputs, one), one),
             "conventions": {c: convert(c, arch, tokens) for c in CONVENTIONS},
             "decode_step": ledger.decode_step(arch, one.tokens_per_layer).total,
             "kv_cache_bytes": ledger.kv_cache_bytes(arch, one),
@@ -70,6 +71,12 @@ def run_profile(config: dict[str, Any]) -> dict[str, Any]:
         **sides,
         "seconds": round(time.perf_counter() - started, 2),
     }
+
+
+def _countable(counted: dict[str, int], record: Any) -> dict[str, int]:
+    """Without the stages that a skeleton, in which nothing merges, runs at full length."""
+    shorter = ("vision", "projector") if record.merged else ()
+    return {stage: n for stage, n in counted.items() if stage not in shorter}
 
 
 def build_method(config: dict[str, Any]) -> Any:

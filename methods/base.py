@@ -211,8 +211,8 @@ class SelectionShape:
     ``tile_tokens`` are the tokens of each encoder crop or frame behind the projector, ``tile_keys``
     those its attention sees (CLS included, before any merging), ``before`` the prompt tokens in
     front of the first visual one, ``key_value`` the width of keys in the language model,
-    ``vision_head`` that of one encoder head, and ``projector`` the multiply-accumulates to project
-    one token.
+    ``vision_head`` that of one encoder head, ``projector`` the multiply-accumulates to project one
+    token, and ``merged`` the patches of a crop merged away in front of encoder layers 1, 2, ...
     """
 
     views: tuple[int, ...]
@@ -230,6 +230,7 @@ class SelectionShape:
     key_value: int = 0
     vision_head: int = 0
     projector: int = 0
+    merged: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tile_tokens:

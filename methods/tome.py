@@ -103,7 +103,7 @@ class ToMe(TokenMethod):
         placement: ``projector``; or ``vision_encoder``, as in the original: some patches in front
             of every encoder layer, by the head-mean keys of the layer before, with attention that
             weighs a token by its size. CLS takes no part. Merging sits between layers instead of
-            between attention and MLP. The ledger counts the encoder at full length all the same.
+            between attention and MLP.
     """
 
     metric: Literal["tokens", "clip_keys"] = "tokens"
@@ -190,7 +190,11 @@ class ToMe(TokenMethod):
         """(n / 2)^2 d per round on n tokens."""
         total = 0
         if self.merges_in_encoder:
-            return total
+            n = shape.patches
+            for q in shape.merged:
+                total += (n // 2) * (n - n // 2) * shape.vision_head if q else 0
+                n -= q
+            return total * shape.tiles
         for n, kept in zip(shape.views, shape.kept, strict=True):
             for q in merge_rounds(n, kept, self.per_round):
                 total += (n // 2) * (n - n // 2) * shape.width

@@ -27,6 +27,7 @@ class EncoderMerging:
 
     Attributes:
         slots: after the call, bool ``[crops, P]``: places that hold a token.
+        plan: patches merged away in front of encoder layers 1, 2, ...
     """
 
     def __init__(self, family: Family, method: TokenMethod) -> None:
@@ -41,7 +42,7 @@ class EncoderMerging:
         self.slots: Tensor | None = None
         self._states: list[Merged] = []
         self._keys: Tensor | None = None
-        self._plan: list[int] = []
+        self.plan: list[int] = []
         self._patches = 0
 
     @contextlib.contextmanager
@@ -66,7 +67,7 @@ class EncoderMerging:
         hidden = args[0] if args else kwargs["hidden_states"]
         if number == 1:
             self._start(hidden)
-        if number <= self.last and (q := self._plan[number - 1]):
+        if number <= self.last and (q := self.plan[number - 1]):
             hidden = self._merge(hidden, q)
         if self._patches + 1 == hidden.shape[1]:
             return None
@@ -80,7 +81,7 @@ class EncoderMerging:
 
     def _start(self, hidden: Tensor) -> None:
         self._patches = hidden.shape[1] - 1
-        self._plan = self.method.encoder_plan(self.last, self._patches)
+        self.plan = self.method.encoder_plan(self.last, self._patches)
         place = torch.arange(self._patches, device=hidden.device)
         size = torch.ones(self._patches, device=hidden.device)
         self._states = [Merged(crop[1:], size, place, place) for crop in hidden]

@@ -39,6 +39,7 @@ class SampleRecord:
         views: sizes of the graphs the selection ran on.
         rewrites: layer -> (positions in the full prompt, features ``[k, d]``) of merged slots.
         selection_seconds: wall time of the selection of this sample's batch, shared by its rows.
+        merged: patches merged away in front of encoder layers 1, 2, ... of every crop.
         unreduced: the sample before its pictures were changed; None where they were not.
     """
 
@@ -54,6 +55,7 @@ class SampleRecord:
     rewrites: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     selection_seconds: float = 0.0
     unreduced: Unreduced | None = None
+    merged: tuple[int, ...] = ()
 
     @property
     def visual_tokens(self) -> int:
@@ -121,6 +123,7 @@ class SampleRecord:
             "kept": [[layer, pack_bits(alive)] for layer, alive in self.stages],
             **({} if asked is None else {"unreduced": {
                 "visual_tokens": asked.visual_tokens, "grids": [list(g) for g in asked.grids]}}),
+            **({"merged": list(self.merged)} if self.merged else {}),
         }  # fmt: skip
 
 

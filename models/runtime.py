@@ -181,6 +181,7 @@ class _Runtime:
         stack.append(self)
         with contextlib.ExitStack() as undo:
             undo.callback(self._leave, stack)
+        self._merged: tuple[int, ...] = ()
             for modality, name in family.encoders.items():
                 undo.enter_context(self._shadowed_encoder(modality, name))
             undo.enter_context(self._language_tap())
@@ -355,6 +356,7 @@ class _Runtime:
             raise PruningUnsupported(
                 f"{self.method.name}: redecide=true recomputes the prompt at every step; "
                 "generate with use_cache=False"
+            self._merged = tuple(merging.plan)
             )
         grows = cacheless and before is not None and before.cacheless and extends(before, ids)
         encoded = named.get("mm_encoder_outputs") or {}
@@ -553,6 +555,7 @@ class _Runtime:
                     key,
                     once(self._signals(row, number, image)),
                     image.pack,
+                merged=self._merged if batch.images[row] else (),
                     self.family.project,
                 )
                 picked = method.keep(tokens)

@@ -6,6 +6,9 @@ import pytest
 import torch
 
 import methods
+from harness.cost import architecture_of, counter, shapes
+from harness.cost.ledger import prefill, prefill_full
+from methods.tome import ToMe
 from models import prune
 from models.errors import PruningUnsupported
 from models.oracle import masked
@@ -77,6 +80,39 @@ def test_attention_weighs_a_token_by_its_size(monkeypatch):
     weighted = run("llava", steps=1)[2].logits[0]
     monkeypatch.setattr(torch.Tensor, "log", lambda self: torch.zeros_like(self))
     assert not torch.allclose(weighted, run("llava", steps=1)[2].logits[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_the_ledger_counts_the_shorter_tower_as_torch_does(monkeypatch, family, kernel):
+    model, matching = tiny.model(family, kernel), counter.Counter()
+    inner = ToMe.encoder_merge
+
+    def counted(self, *args):
+        with matching:
+            return inner(self, *args)
+
+    monkeypatch.setattr(ToMe, "encoder_merge", counted)
+    method = methods.build("tome", **OPTIONS)
+    feed = tiny.inputs(family, [tiny.prompt(family, 0)])
+    with prune(model, method) as context:
+        stages = counter.count_forward(model, feed)
+        record = context.take()[0]
+    arch = architecture_of(model.config)
+    cost, full = prefill(arch, record, method), prefill_full(arch, record)
+    assert matching.macs > 0 and cost.selection == matching.macs
+    assert cost.vision == stages["vision"] - matching.macs < full.vision
+    assert (cost.projector, cost.llm) == (stages["projector"], stages["llm"])
+    assert record.merged and record.to_json()["merged"] == list(record.merged)
+
+
+def test_a_plan_without_a_run_is_that_of_the_run():
+    model, _, _, (record, _) = run("llava", steps=1)
+    made = shapes.skeleton(model.config)
+    layout = shapes.layout(made, shapes.encoder_inputs(made, (32, 32), {}))
+    planned = shapes.record(made, [layout], 8, methods.build("tome", **OPTIONS))
+    assert planned.merged == record.merged
+    assert planned.visual_per_layer == record.visual_per_layer
 
 
 def test_a_plan_that_cannot_be_met_says_what_can():

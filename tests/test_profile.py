@@ -129,7 +129,9 @@ def test_pictures_are_drawn_from_a_result_folder(tmp_path):
         "method": "gprune", "ratio": 0.7, "model": "m", "key": "12345678",
         "batches": [{"batch_size": 1, "comparison": comparison}],
     }  # fmt: skip
-    timing_run._store(timed, tmp_path)
+    folder = timing_run._folder(timed, tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "timing.json").write_text(json.dumps(timed))
     bars = figures.bars(tmp_path)
     assert [b.label for b in bars] == ["unpruned", "gprune 0.5", "gprune 0.9"]
     assert [(p.stage, p.predicted, p.measured) for p in figures.points(tmp_path)] == [

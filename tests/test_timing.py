@@ -96,7 +96,7 @@ def test_rounds_go_on_until_stages_and_whole_agree_or_enough_were_made(monkeypat
     made = iter([*[1.2] * 5, *[1.0] * 20])  # of both sides in turn: apart in the first two rounds
 
     def one_round(*_):
-        whole = {stage: 0.0 for stage in measure.STAGES} | {"prefill": next(made)}
+        whole = dict.fromkeys(measure.STAGES, 0.0) | {"prefill": next(made)}
         return {**whole, "end_to_end": 1.0}, {}
 
     monkeypatch.setattr(run, "_one_round", one_round)

@@ -30,7 +30,7 @@ class Tokens:
 
     ``crops`` is a number of encoder crops or, for native-resolution towers, the grids of the
     images. ``visual_after`` is the number left behind the last layer; only ``fitprune`` looks at
-    it.
+    it. ``merged`` are the patches merged away in front of encoder layers 1, 2, ... of a crop.
     """
 
     crops: int | tuple[Grid, ...]
@@ -38,6 +38,7 @@ class Tokens:
     visual: Sequence[int]
     selection_macs: int = 0
     visual_after: int | None = None
+    merged: Sequence[int] = ()
 
     @property
     def sequence(self) -> list[int]:
@@ -45,7 +46,8 @@ class Tokens:
 
 
 def _cost(arch: Architecture, tokens: Tokens, head_positions: int) -> Cost:
-    return encoder(arch, tokens.crops) + decoder(arch, tokens.sequence, head_positions)
+    encoded = encoder(arch, tokens.crops, tokens.merged)
+    return encoded + decoder(arch, tokens.sequence, head_positions)
 
 
 def macs(arch: Architecture, tokens: Tokens) -> int:

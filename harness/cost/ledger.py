@@ -8,7 +8,7 @@ softmax and rotary embeddings are left out, as every counter in the field leaves
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,21 +64,28 @@ def layer_attention(text: TextSizes, queries: int, keys: int) -> int:
     return 2 * text.query * queries * keys
 
 
-def encoder(arch: Architecture, images: Iterable[Grid] | int) -> Cost:
-    """Vision tower and projector for some images; a number stands for that many crops."""
+def encoder(
+    arch: Architecture, images: Iterable[Grid] | int, merged: Sequence[int] = ()
+) -> Cost:
+    """Vision tower and projector for some images; a number stands for that many crops.
+
+    ``merged`` are the patches of a crop merged away in front of encoder layers 1, 2, ...
+    """
     v = arch.vision
     grids = [(images, 0, 0)] if isinstance(images, int) else images
     linear = attention = projector = 0
     for count, rows, cols in v.passes(grids):
         patches = rows * cols
-        tokens = patches + v.cls
+        left = [patches - sum(merged[:layer]) for layer in range(v.layers)]
+        tokens = [n + v.cls for n in left]
         linear += count * patches * v.patch_inputs * v.width
-        linear += count * v.layers * tokens * (4 * v.width + v.mlp_matrices * v.mlp) * v.width
-        attention += count * 2 * v.width * _attended_pairs(v, rows, cols)
+        linear += count * sum(tokens) * (4 * v.width + v.mlp_matrices * v.mlp) * v.width
+        pairs = sum(n * n for n in tokens) if merged else _attended_pairs(v, rows, cols)
+        attention += count * 2 * v.width * pairs
         if v.pooling:
-            linear += count * (2 * tokens + 2) * v.width**2 + count * 2 * v.width * v.mlp
-            attention += count * 2 * tokens * v.width
-        projector += count * (patches // v.merge**2) * sum(a * b for a, b in arch.projector)
+            linear += count * (2 * tokens[-1] + 2) * v.width**2 + count * 2 * v.width * v.mlp
+            attention += count * 2 * tokens[-1] * v.width
+        projector += count * (left[-1] // v.merge**2) * sum(a * b for a, b in arch.projector)
     return Cost(vision_linear=linear, vision_attention=attention, projector=projector)
 
 
@@ -129,11 +136,12 @@ def prefill(
 ) -> Cost:
     """Cost of one sample's prefill as recorded, its method's own work included when given."""
     encoded = arch if record.unreduced is None else smaller_crops(arch, record.grids)
-    cost = encoder(encoded, grids_of(arch, record))
+    cost = encoder(encoded, grids_of(arch, record), record.merged)
     cost += decoder(arch, record.tokens_per_layer, head_positions)
     if method is None or method.ratio == 0:
         return cost
-    return cost + Cost(selection=int(method.cost(selection_shape(arch, record, method))))
+    own = int(method.cost(selection_shape(arch, record, method)))
+    return cost + Cost(selection=own + record.signal_macs)
 
 
 def prefill_full(arch: Architecture, record: SampleRecord, head_positions: int = 1) -> Cost:
@@ -179,6 +187,7 @@ def selection_shape(arch: Architecture, record: SampleRecord, method: PruningMet
         key_value=arch.text.key_value,
         vision_head=v.width // v.heads,
         projector=sum(a * b for a, b in arch.projector),
+        merged=record.merged,
     )
 
 

@@ -116,10 +116,21 @@ def record(
         left = sum(_kept(one, first) for one in layouts)
         made.views = tuple(n for one in layouts for n in _views(one, first))
         made.stages = [(0, torch.arange(total) < left)]
+        made.merged = _merged(model, layouts, first)
     if then is not None:
         plan = then.checked_schedule(depth, left)
         made.stages += [(i, torch.arange(total) < n) for i, n in enumerate(plan)]
     return made
+
+
+def _merged(model: nn.Module, layouts: Sequence[TokenLayout], method: Any) -> tuple[int, ...]:
+    """Patches merged away in front of each encoder layer, for methods that merge there."""
+    from models.families import family_of
+
+    if not method.merges_in_encoder:
+        return ()
+    rows, cols = layouts[0].patch_grid
+    return tuple(method.encoder_plan(family_of(model).feature_layer(), rows * cols))
 
 
 def _views(one: TokenLayout, method: Any) -> list[int]:
@@ -136,7 +147,10 @@ def _kept(one: TokenLayout, method: Any) -> int:
     from methods.base import ImageTokens
 
     rules = ("ratio", "rounding", "positions", "scope", "newline", "padding")
-    draw = methods.build("random", **{rule: getattr(method, rule) for rule in rules})
+    options = {rule: getattr(method, rule) for rule in rules}
+    if method.merges_in_encoder:
+        options["scope"] = "per_tile"  # every crop on its own, before padding is cut
+    draw = methods.build("random", **options)
     per_crop = torch.zeros(one.n_tiles, one.patch_grid[0] * one.patch_grid[1], 1)
     signals = {"tile_features": lambda: per_crop}
     tokens = ImageTokens(torch.zeros(len(one), 1), one, ("profile", 0), signals)

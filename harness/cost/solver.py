@@ -250,7 +250,8 @@ def _costs(config: dict[str, Any], budget: Budget) -> Callable[..., float | None
         if budget.kind == "latency":
             return _seconds(cost, ledger.prefill_full(arch, record), timed)
         text = record.prompt_length - record.visual_tokens
-        tokens = Tokens(record.grids, text, record.visual_per_layer, cost.selection)
+        tokens = Tokens(record.grids, text, record.visual_per_layer, cost.selection,
+                        merged=record.merged)  # fmt: skip
         return float(convert(budget.convention, arch, tokens))
 
     full = counted(shapes.record(model, layouts, config["text_tokens"]), None)
