@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import string
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def save(folder: Path) -> Path:
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     )
-    model = tiny.model("llava", "sdpa")
+    model = copy.deepcopy(tiny.model("llava", "sdpa"))  # the original is shared by all tests
     model.generation_config.eos_token_id = SPECIAL.index("<end>")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -164,7 +164,7 @@ def solve_with(
     moved = "".join(f", {option}={value}" for option, value in nearest.moved.items())
     raise ConfigError(
         f"{who}: {budget} is infeasible; the nearest feasible target is "
-        f"budget.{budget.kind}={nearest.achieved:.4g} (ratio={nearest.ratio:.4g}{moved})"
+        f"budget.{budget.kind}={nearest.achieved:.4g} (ratio={nearest.ratio:.6g}{moved})"
     )
 
 
