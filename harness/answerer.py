@@ -50,7 +50,7 @@ class ModelAnswerer:
         )
         inputs = chat_inputs(self.vlm, batch, images, self.system, processor)
         self.run.take()  # a batch that failed may have left records behind
-        self.run.begin([question.sample_id for question in batch])
+        self.run.begin([q.sample_id for q in batch], questions=[q.prompt for q in batch])
         clock = FirstToken(self.vlm.device)
         output = self._greedy(inputs, batch[0].max_new_tokens or self.max_new_tokens, clock)
         seconds = clock.stop()

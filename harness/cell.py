@@ -95,6 +95,7 @@ def make(
     model_type: str,
     runtime: dict[str, Any],
     data: dict[str, Any],
+    clip: str | None = None,
 ) -> Cell:
     """The cell of a resolved config.
 
@@ -104,6 +105,7 @@ def make(
         model_type: its architecture.
         runtime: what will be used, from ``harness.device.resolve``.
         data: identity of the data source.
+        clip: fingerprint of the text tower's checkpoint, if the method reads the question with one.
     """
     bench, engine = config["bench"], config["engine"]["name"]
     identity = {
@@ -116,6 +118,7 @@ def make(
             "dtype": runtime["dtype"],
             "attention": runtime["attention"],
             "threads": runtime["threads"],  # the order of a sum, hence its last bits
+            **({"clip": clip} if clip else {}),
         },
         "data": data,
         "versions": versions(engine),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import benches, hub
+from harness import benches, hub, text_tower
 from harness.data import tables
 from harness.errors import HarnessError, one_line
 
@@ -53,6 +53,8 @@ def command(config: dict[str, Any]) -> str:
     choices = config.get("choices") or {}
     parts = [f"model={choices.get('model') or config['model']['name']}"]
     parts.append(f"bench={choices.get('bench') or config['bench']['name']}")
+    if text_tower.wanted(config["method"]):
+        parts.append(f"method={config['method']['name']} ratio=0.9")
     if config["engine"]["name"] != "lmms_eval":
         parts.append(f"engine={config['engine']['name']}")
     for key in ("root", "revision"):
@@ -80,6 +82,10 @@ def fetch(config: dict[str, Any]) -> Iterator[Fetched]:
         raise HarnessError("offline mode is on: unset HF_HUB_OFFLINE and the like to fetch")
     bench = benches.for_engine(config["bench"], config["engine"])
     yield from _model(config["model"])
+    clip = text_tower.find(config)
+    if clip and "@" in clip.fingerprint:  # not a folder of this machine
+        repo, _, commit = clip.fingerprint.partition("@")
+        yield Fetched("CLIP", repo, commit, clip.path)
     engine = bench["engines"][config["engine"]["name"]]
     if config["data"]["source"] != "hub":
         return

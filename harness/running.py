@@ -246,11 +246,13 @@ def _answer(
         journal_file, share = group.journal(store.folder), (group.rank, group.world)
     try:
         vlm = load(where)
+        tower = _text_tower(prepared, where["device"])
     except ModelLoadError as error:
         raise HarnessError(str(error)) from error
     meter.reset_peak_memory(vlm.device)
     engine = engines.get(config["engine"]["name"])
-    with Journal(journal_file, store.guard) as journal, prune(vlm.model, method) as run:
+    pruning = prune(vlm.model, method, text_tower=tower)
+    with Journal(journal_file, store.guard) as journal, pruning as run:
         job = Job(
             bench=config["bench"],
             engine=config["bench"]["engines"][config["engine"]["name"]],
@@ -266,6 +268,15 @@ def _answer(
         system = prompts.system(config["model"])
         answerer = ModelAnswerer(vlm, run, config["decoding"]["max_new_tokens"], system)
         return engine.run(job, answerer)
+
+
+def _text_tower(prepared: Prepared, device: str) -> Any:
+    """The text half of the encoder's CLIP checkpoint, if the method reads the question with it."""
+    if prepared.clip is None:
+        return None
+    from models import text_tower
+
+    return text_tower.load(prepared.clip.path, device)
 
 
 def _result(prepared: Prepared, outcome: Any) -> dict[str, Any]:

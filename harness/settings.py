@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import benches, calibrate, checkpoint, device, prefetch
+from harness import benches, calibrate, checkpoint, device, prefetch, text_tower
 from harness import cell as cells
 from harness.cost import solver
 from harness.data import source, subset
@@ -29,6 +29,7 @@ class Prepared:
     runtime: dict[str, Any]
     data: source.DataSource
     notes: tuple[str, ...] = ()
+    clip: text_tower.Found | None = None
 
     @property
     def results(self) -> Path:
@@ -61,6 +62,7 @@ def prepare(config: dict[str, Any], *, sweep: bool = False) -> Prepared:
         config = calibrate.calibration_data(config)
     with prefetch.named(config):
         found = checkpoint.find(config["model"])
+        clip = text_tower.find(config) if config["task"] == "cell" else None
     runtime = device.resolve(config["model"], found.config)
     if config["task"] == "cell":
         results = Path(config["paths"]["results"])
@@ -75,8 +77,9 @@ def prepare(config: dict[str, Any], *, sweep: bool = False) -> Prepared:
         model_type=found.model_type,
         runtime=runtime,
         data=data.identity,
+        clip=clip.fingerprint if clip else None,
     )
-    return Prepared(cell, config, found, runtime, data, tuple(notes))
+    return Prepared(cell, config, found, runtime, data, tuple(notes), clip)
 
 
 def dataless(config: dict[str, Any], *, sweep: bool = False) -> tuple[dict[str, Any], list[str]]:

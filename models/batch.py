@@ -36,6 +36,7 @@ class Batch:
     repeats: bool  # ... whose decision stands
     images: list[list[CapturedImage]] = field(default_factory=list)
     foreground: list[list[Tensor]] | None = None
+    questions: list[str] | None = None
     records: list[SampleRecord] = field(default_factory=list)
     prompt: Tensor | None = None  # [B, M] prompt column of every entry column
     entry_valid: Tensor | None = None

@@ -41,6 +41,7 @@ class SampleRecord:
         selection_seconds: wall time of the selection of this sample's batch, shared by its rows.
         merged: patches merged away in front of encoder layers 1, 2, ... of every crop.
         unreduced: the sample before its pictures were changed; None where they were not.
+        signal_macs: multiply-accumulates of models that ran for the selection alone (a text tower).
     """
 
     sample_id: str
@@ -54,8 +55,9 @@ class SampleRecord:
     views: tuple[int, ...] = ()
     rewrites: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     selection_seconds: float = 0.0
-    unreduced: Unreduced | None = None
     merged: tuple[int, ...] = ()
+    unreduced: Unreduced | None = None
+    signal_macs: int = 0
 
     @property
     def visual_tokens(self) -> int:
@@ -121,9 +123,9 @@ class SampleRecord:
             "views": list(self.views),
             "positions": self.positions,
             "kept": [[layer, pack_bits(alive)] for layer, alive in self.stages],
+            **({"merged": list(self.merged)} if self.merged else {}),
             **({} if asked is None else {"unreduced": {
                 "visual_tokens": asked.visual_tokens, "grids": [list(g) for g in asked.grids]}}),
-            **({"merged": list(self.merged)} if self.merged else {}),
         }  # fmt: skip
 
 

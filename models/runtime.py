@@ -57,6 +57,7 @@ from models.layer_signals import RowReading
 from models.packing import attention_mask, gather_rows, pack_left
 from models.record import SampleRecord, Unreduced
 from models.signals import AttentionTap
+from models.text_tower import TextTower, question_of
 
 # Contexts open per model, innermost last: only that one acts, the others wait.
 _OPEN: weakref.WeakKeyDictionary[nn.Module, list[_Runtime]] = weakref.WeakKeyDictionary()
@@ -75,6 +76,7 @@ class PruningRun:
         self.records: list[SampleRecord] = []
         self._sample_ids: list[str] | None = None
         self._foreground: list[list[Tensor]] | None = None
+        self._questions: list[str] | None = None
         self._input: InputStage | None = None
         self._unreduced: list[Unreduced] | None = None
 
@@ -98,16 +100,21 @@ class PruningRun:
         return images, processor
 
     def begin(
-        self, sample_ids: list[str], foreground: list[list[Tensor]] | None = None
+        self,
+        sample_ids: list[str],
+        foreground: list[list[Tensor]] | None = None,
+        questions: list[str] | None = None,
     ) -> None:
         """Name the rows of the next prefill; stochastic methods draw from these names.
 
         Args:
             foreground: per row and image a mask ``[height, width]`` of annotated objects, for
                 methods that read the signal ``fg_mask``.
+            questions: per row what is asked, for methods that read ``clip_similarity``.
         """
         self._sample_ids = [str(s) for s in sample_ids]
         self._foreground = foreground
+        self._questions = questions
 
     def take(self) -> list[SampleRecord]:
         """Records made since the last call, in row order; they leave the run."""
@@ -117,7 +124,11 @@ class PruningRun:
 
 @contextlib.contextmanager
 def prune(
-    model: Any, method: str | type[PruningMethod] | PruningMethod = "none", **options: Any
+    model: Any,
+    method: str | type[PruningMethod] | PruningMethod = "none",
+    *,
+    text_tower: TextTower | None = None,
+    **options: Any,
 ) -> Iterator[PruningRun]:
     """Prune visual tokens of every forward of ``model`` inside the context.
 
@@ -127,6 +138,8 @@ def prune(
     Args:
         model: a Hugging Face VLM of a supported family, or an object holding one as ``.model``.
         method: registered name, method class, or a method object.
+        text_tower: of the CLIP checkpoint the encoder came from, see ``models.text_tower``; for
+            methods that read the signal ``clip_similarity``.
         options: the method's hyper-parameters, when ``method`` is not an object already.
 
     Raises:
@@ -139,7 +152,7 @@ def prune(
         method = methods.build(method, **options)
     elif options:
         method = method.replace(**options)
-    runtime = _Runtime(family_of(model), method)
+    runtime = _Runtime(family_of(model), method, text_tower)
     with runtime.attached():
         yield runtime.run
 
@@ -147,9 +160,12 @@ def prune(
 class _Runtime:
     """The hooks of one context."""
 
-    def __init__(self, family: Family, method: PruningMethod) -> None:
+    def __init__(
+        self, family: Family, method: PruningMethod, text_tower: TextTower | None = None
+    ) -> None:
         self.family = family
         self.method = method
+        self.text_tower = text_tower
         self.token_method = method if isinstance(method, TokenMethod) else None
         self.layer_method = method if isinstance(method, LayerMethod) else None
         if method.stage == "compose" and method.ratio > 0:
@@ -165,6 +181,7 @@ class _Runtime:
         self.batch: Batch | None = None
         self._captured: dict[int, tuple[Any, Any]] = {}
         self._fresh: dict[str, list[CapturedImage]] = {}
+        self._merged: tuple[int, ...] = ()
         self._found: dict[str, list[CapturedImage]] = {}
         self._consumed = False
         self._core_signature = inspect.signature(family.core.forward)
@@ -181,7 +198,6 @@ class _Runtime:
         stack.append(self)
         with contextlib.ExitStack() as undo:
             undo.callback(self._leave, stack)
-        self._merged: tuple[int, ...] = ()
             for modality, name in family.encoders.items():
                 undo.enter_context(self._shadowed_encoder(modality, name))
             undo.enter_context(self._language_tap())
@@ -232,12 +248,34 @@ class _Runtime:
             return
         cls = {"cls_attention", "last_attention", "last_keys"} if self.family.has_cls else set()
         wanted = frozenset(self.token_method.needs) if self.token_method.ratio > 0 else frozenset()
+        if "clip_similarity" in wanted:
+            self._check_text_tower()
+            wanted -= {"clip_similarity"}
         for signal in sorted(wanted - self.family.offers - cls - {"fg_mask"}):
             other = self.token_method.instead.get(signal)
             hint = f"; use {other} instead" if other else ""
             raise PruningUnsupported(
                 f"{self.method.name} needs the signal '{signal}', which the family "
                 f"{self.family.model.config.model_type} does not offer{hint}"
+            )
+
+    def _check_text_tower(self) -> None:
+        other = self.token_method.instead.get("clip_similarity")
+        hint = f"; use {other} instead" if other else ""
+        config, who = self.family.model.config, f"{self.method.name} needs 'clip_similarity'"
+        if getattr(config.vision_config, "model_type", "") != "clip_vision_model":
+            raise PruningUnsupported(
+                f"{who}, but the encoder of {config.model_type} has no CLIP text tower{hint}"
+            )
+        if self.text_tower is None:
+            raise PruningUnsupported(
+                f"{who}: give the CLIP checkpoint the encoder came from (model.clip=..., or "
+                f"prune(..., text_tower=...)){hint}"
+            )
+        if self.text_tower.width != config.vision_config.hidden_size:
+            raise PruningUnsupported(
+                f"{who}: the CLIP checkpoint's vision tower is {self.text_tower.width} wide, this "
+                f"model's {config.vision_config.hidden_size}{hint}"
             )
 
     @contextlib.contextmanager
@@ -318,6 +356,7 @@ class _Runtime:
                 output = self.run.shared.encode(inner, args, kwargs, capture, seen)
         if merging is not None:
             capture.merge_slots = merging.slots
+            self._merged = tuple(merging.plan)
         features = list(output.pooler_output)
         named = by_name(inspect.signature(inner), args, kwargs)
         images = family.images(modality, named, features, capture)
@@ -356,7 +395,6 @@ class _Runtime:
             raise PruningUnsupported(
                 f"{self.method.name}: redecide=true recomputes the prompt at every step; "
                 "generate with use_cache=False"
-            self._merged = tuple(merging.plan)
             )
         grows = cacheless and before is not None and before.cacheless and extends(before, ids)
         encoded = named.get("mm_encoder_outputs") or {}
@@ -381,7 +419,8 @@ class _Runtime:
         if self.batch.repeats:
             self.batch.records = before.records
         self.batch.foreground = before.foreground if grows else self.run._foreground
-        self.run._foreground = None
+        self.batch.questions = before.questions if grows else self.run._questions
+        self.run._foreground = self.run._questions = None
 
     def _lookup(self, features: Any) -> list[CapturedImage]:
         if id(features) in self._captured:
@@ -516,6 +555,7 @@ class _Runtime:
                 positions=self.method.positions,
                 crops=sum(image.layout.n_tiles for image in batch.images[row]),
                 grids=tuple((i.layout.n_tiles, *i.layout.patch_grid) for i in batch.images[row]),
+                merged=self._merged if batch.images[row] else (),
                 unreduced=asked[row],
             )
             if (asked[row].planned if asked[row] else record.grids) != record.grids:
@@ -543,6 +583,7 @@ class _Runtime:
         started, keep = self.run.clock(), valid.clone()
         source, changed = embeds, None
         for row, images in enumerate(batch.images):
+            question = self._question(row) if images else None
             columns, offset, views = torch.nonzero(batch.visual[row]).squeeze(1), 0, []
             alive = torch.zeros(len(columns), dtype=torch.bool, device=embeds.device)
             slots, vectors = [], []
@@ -553,9 +594,8 @@ class _Runtime:
                     source[row, mine],
                     image.layout,
                     key,
-                    once(self._signals(row, number, image)),
+                    once(self._signals(row, number, image, question)),
                     image.pack,
-                merged=self._merged if batch.images[row] else (),
                     self.family.project,
                 )
                 picked = method.keep(tokens)
@@ -579,13 +619,41 @@ class _Runtime:
             record.selection_seconds += seconds
         return keep, embeds if changed is None else changed
 
-    def _signals(self, row: int, number: int, image: CapturedImage) -> Mapping[str, Any]:
-        """What the encoder offers, and the caller's annotation of the image if there is one."""
-        given = self.batch.foreground
+    def _question(self, row: int) -> Tensor | None:
+        """The row's question in CLIP's joint space ``[P]``, if the method asks for it."""
+        tower, given = self.text_tower, self.batch.questions
+        if tower is None or "clip_similarity" not in self.token_method.needs:
+            return None
         if given is None:
-            return image.signals
-        mask = given[row // (len(self.batch.visual) // len(given))][number]
-        return {**image.signals, "fg_mask": lambda: token_coverage(mask, image.layout)}
+            raise PruningUnsupported(
+                f"{self.method.name} reads the question: name it, run.begin(ids, questions=[...])"
+            )
+        text = given[row // (len(self.batch.visual) // len(given))]
+        ids = tower.tokens(question_of(text))
+        if not self.batch.repeats:
+            patches = sum(i.layout.n_tiles * i.layout.patch_grid[0] * i.layout.patch_grid[1]
+                          for i in self.batch.images[row])  # fmt: skip
+            self.batch.records[row].signal_macs = tower.macs(ids.shape[1], patches)
+        return tower.text(ids)
+
+    def _signals(
+        self, row: int, number: int, image: CapturedImage, question: Tensor | None
+    ) -> Mapping[str, Any]:
+        """What the encoder offers, and what else was given: an annotation, a question."""
+        more: dict[str, Any] = {}
+        given = self.batch.foreground
+        if given is not None:
+            mask = given[row // (len(self.batch.visual) // len(given))][number]
+            more["fg_mask"] = lambda: token_coverage(mask, image.layout)
+        if question is not None:
+            features = image.signals["vision_features"]
+
+            def similarity() -> Tensor:
+                x = features()
+                return (self.text_tower.patches(x) @ question).to(x.device)
+
+            more["clip_similarity"] = similarity
+        return {**image.signals, **more}
 
     def _note_entry(
         self,
