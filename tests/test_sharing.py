@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import methods
 from harness import cli, sharing
+from harness.answerer import ModelAnswerer
+from harness.engines.base import Question
 from harness.sharing import VisionCache, shared
+from models import prune
 from models.families.base import VisionCapture
+from models.load import load
 from models.runtime import PruningRun
-from tests import checkpoint_tools
+from tests import checkpoint_tools, family_checkpoints, tiny
+from tests.method_tools import built
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,6 +66,63 @@ def test_a_single_run_shares_nothing(checkpoint, tmp_path):
     assert cli.main([*options, "decoding.max_new_tokens=2"]) == 0
     (result,) = tmp_path.glob("runs/*/*/*/result.json")
     assert json.loads(result.read_text())["shared_vision"] == 0
+
+
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
+def vlm(request, tmp_path_factory):
+    folder = family_checkpoints.save(request.param, tmp_path_factory.mktemp(request.param))
+    return load({"path": folder, "name": request.param, "device": "cpu", "threads": 1})
+
+
+def questions():
+    pictures = [_picture(size, seed) for seed, size in enumerate([(50, 90), (64, 20), (33, 33)])]
+    rows = [pictures[:1], pictures[1:], [], pictures[2:]]  # one image, two, none, one again
+    return [
+        Question(n, f"t:{n}", "What is it" + "?" * (1 + n), lambda own=own: tuple(own))
+        for n, own in enumerate(rows)
+    ]
+
+
+def _picture(size, seed):
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def answers(vlm, method, cache=None):
+    """What a method answers and keeps, in batches of two."""
+    asked = questions()
+    with prune(vlm.model, method) as run:
+        run.shared = cache
+        answerer = ModelAnswerer(vlm, run, max_new_tokens=5)
+        given = [one for i in (0, 2) for one in answerer.answer(asked[i : i + 2])]
+    return [(a.text, a.generated_tokens, a.extra["pruning"], a.extra["macs"]) for a in given]
+
+
+def every_method(family):
+    """All methods the family has a definition for, some twice, ToMe also in the encoder."""
+    made = []
+    for name in [*methods.available(), "gprune", "vispruner", "tome"]:
+        with contextlib.suppress(pytest.skip.Exception):
+            made.append(built(name, family))
+        if name == "tome" and family in tiny.WITH_CLS:
+            made.append(methods.build("tome", ratio=0.4, placement="vision_encoder"))
+    return made
+
+
+def test_all_methods_answer_alike_with_one_cache_on_every_family(vlm):
+    """One after another as in a job, each with what those before it left in the cache."""
+    family, cache = vlm.model.config.model_type, VisionCache(10**9)
+    hits = {}
+    for method in every_method(family):
+        cache.hits = cache.misses = 0
+        assert answers(vlm, method, cache) == answers(vlm, method), method
+        merging = getattr(method, "placement", "") == "vision_encoder"
+        if merging:
+            assert cache.hits + cache.misses == 0, "merged features are never remembered"
+        hits.setdefault(method.name, []).append(cache.hits)
+    assert len(hits) >= 20
+    assert hits["random"] == [2] and hits["gprune"][-1] == 2, "both batches came from the cache"
+    assert hits["vispruner"][-1] == 2, "what it read of the encoder the first time is there"
 
 
 class Encoder:
