@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from harness import lease
 from harness.cell import canonical_json
 from harness.errors import ConfigError
-from harness.tables import analysis, command, lookup, published, render, spec, wanted
+from harness.tables import analysis, command, cost, lookup, published, render, spec, wanted
 from tests import table_tools as tools
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -363,6 +363,32 @@ def test_compute_is_counted_under_the_convention_of_the_column(filled):
     assert counted["flops"] == 2 * counted["macs"]
     assert len({round(1e9 * c, 6) for c in counted.values()}) >= 5
     assert "GFLOPs" in render.text(analysis.build(spec.load(TABLE, cost="flops"), filled), PLAIN)
+
+
+def test_sizes_are_read_without_torch_as_the_model_classes_have_them():
+    from harness.cost import architecture_of
+    from models.describe import describe, hf_config
+
+    files = sorted((ROOT / "models" / "architectures").glob("*.json"))
+    assert len(files) >= 10
+    for file in files:
+        assert cost._architecture(str(file)) == architecture_of(hf_config(describe(file))), file
+
+
+@pytest.mark.parametrize("model", ["llava_next_8b", "llava15_7b", "qwen2_vl_7b"])
+def test_compute_of_the_real_models_is_counted(tmp_path, model):
+    table = spec.load("gprune_table2", {"model": model})
+    tools.fill(tmp_path, table)
+    spent = value(analysis.build(table, tmp_path, statistics=False), "gprune", "macs")
+    assert spent.value > 0.1 and spent.marks == []
+
+
+def test_what_no_run_of_a_real_model_can_fill_says_why(tmp_path):
+    table = spec.load("gprune_table1_iso", {"method.K": 8})
+    fastv = {f.wanted.row.ratio: f for f in lookup.find(table, tmp_path)
+             if f.wanted.row.name == "fastv"}  # fmt: skip
+    assert fastv[0.9].status == lookup.IMPOSSIBLE and "8 of 32 layers" in fastv[0.9].reason
+    assert fastv[0.7].status == lookup.MISSING
 
 
 def test_compute_counted_otherwise_is_marked_and_explained(filled, table):

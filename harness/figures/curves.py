@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.errors import ConfigError
 from harness.figures import paper
-from harness.tables import cost, render
+from harness.tables import cost, published, render
 from harness.tables.analysis import Grid, Value
 
 
@@ -46,7 +46,19 @@ def points(grid: Grid, bench: str) -> list[Point]:
 def cost_performance(grid: Grid) -> Any:
     """Figure 3: score against compute, one line per method, the unpruned model dashed."""
     scale, title = _unit(grid)
-    return _panels(grid, lambda p: p.cost * scale, title)
+    made = _panels(grid, lambda p: p.cost * scale, title, lambda b, axes: _quoted(grid, b, axes))
+    return made
+
+
+def _quoted(grid: Grid, bench: str, axes: Any) -> None:
+    """The published points, where the model is of the size of the paper's."""
+    scale, _ = _unit(grid)
+    found = published.curve(grid.table, bench) if scale == 1 else []
+    if found:
+        axes.scatter(
+            [p.cost for p in found], [p.value for p in found], s=46, marker="D", linewidths=1.1,
+            facecolors="none", edgecolors="black", label="published (G-Prune, baseline)", zorder=4,
+        )  # fmt: skip
 
 
 def over_ratios(grid: Grid) -> Any:
@@ -84,7 +96,7 @@ def _legend(made: Any, axes: Any) -> None:
     )  # fmt: skip
 
 
-def _panels(grid: Grid, x: Any, title: str) -> Any:
+def _panels(grid: Grid, x: Any, title: str, also: Any = None) -> Any:
     benches = [b for b in grid.table.benches if points(grid, b)]
     if not benches:
         raise ConfigError(f"table {grid.table.name} has no finished cell to draw")
@@ -93,6 +105,8 @@ def _panels(grid: Grid, x: Any, title: str) -> Any:
     made, axes = paper.figure(rows, columns)
     for place, bench in enumerate(benches):
         _panel(axes.flat[place], points(grid, bench), x, _styles(grid))
+        if also is not None:
+            also(bench, axes.flat[place])
         axes.flat[place].set(title=render.heading(bench), xlabel=title)
     for empty in axes.flat[len(benches) :]:
         empty.set_axis_off()

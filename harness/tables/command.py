@@ -15,12 +15,12 @@ import yaml
 from harness.cell import canonical_json
 from harness.errors import ConfigError, unknown
 from harness.store import write_atomic
-from harness.tables import analysis, lookup, render, spec, speed
+from harness.tables import analysis, controls, lookup, render, spec, speed
 from harness.tables.lookup import Found
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VERBS = ("status", "plan", "show", "export")
-OWN = ("table", "results", "out", "compare", "ci", "cost")
+OWN = ("table", "results", "out", "compare", "ci", "cost", "controls")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Request:
     out: Path
     options: render.Options
     changes: Mapping[str, Any]
+    filled_by: str
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -47,6 +48,11 @@ def parse(arguments: Sequence[str]) -> Request:
         raise ConfigError(unknown("compare", compare, ("none", "paper")))
     results = Path(pairs.get("results", ROOT / "results"))
     table = spec.load(pairs["table"], changes, pairs.get("cost"))
+    filled_by = f"experiment={table.name}"
+    if pairs.get("controls", "false") not in ("true", "false"):
+        raise ConfigError(f"controls must be true or false, got {pairs['controls']}")
+    if pairs.get("controls") == "true":
+        filled_by, table = f"experiment=controls table={table.name}", controls.extend(table)
     table.cells()  # an option that does not exist is refused here
     return Request(
         verb=verbs[0] if verbs else "show",
@@ -55,6 +61,7 @@ def parse(arguments: Sequence[str]) -> Request:
         out=Path(pairs.get("out", results / "tables")),
         options=render.Options(ci=pairs.get("ci") == "true", paper=compare == "paper"),
         changes=changes,
+        filled_by=filled_by,
     )
 
 
@@ -166,7 +173,7 @@ def plan(request: Request) -> str:
     where = ""
     if request.results.resolve() != (ROOT / "results").resolve():
         where = f" paths.results={shlex.quote(str(request.results))}"
-    whole, lines = f"python run.py -m experiment={request.table.name}", []
+    whole, lines = f"python run.py -m {request.filled_by}", []
     if missing:
         lines += [f"# {estimate(found)}; finished cells are skipped", f"{whole}{extra}{where}", ""]
     if untimed:

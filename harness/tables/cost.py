@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,8 @@ from harness.cost.conventions import Tokens
 from harness.store import read_journal
 from harness.tables.lookup import repo_path
 from harness.tables.spec import PAPER
+from models.describe import describe
+from models.errors import ModelLoadError
 
 _OF_TOTALS = {"macs": 1, "flops": 2}  # what a run's own total can be turned into
 
@@ -72,13 +73,10 @@ def _count(arch: Architecture, entry: Mapping[str, Any], convention: str) -> int
 
 @cache
 def _architecture(text: str) -> Architecture | None:
-    file = repo_path(text)
-    if not file.is_file():
-        return None
     try:
-        return architecture_of(_namespace(json.loads(file.read_text())))
-    except (AttributeError, ValueError):  # a config that leaves sizes to its class's defaults
-        return None
+        return architecture_of(_namespace(describe(repo_path(text)).config))
+    except (ModelLoadError, AttributeError, ValueError):
+        return None  # no file, or one that leaves sizes to its class's defaults
 
 
 def _namespace(value: Any) -> Any:

@@ -7,6 +7,7 @@ table: cells that differ from the rest are marked, never mixed in silence.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,8 @@ from harness.sweep import status
 from harness.tables.spec import Table, Wanted
 from harness.tables.sweeps import Sweeps
 from harness.tables.wanted import CONF
+from models.describe import describe
+from models.errors import ModelLoadError
 
 DONE, RUNNING, FAILED, MISSING, IMPOSSIBLE = "done", "running", "failed", "missing", "impossible"
 #: what the states of a sweep are called in a table
@@ -222,10 +225,8 @@ def _layers(model: Mapping[str, Any]) -> int | None:
     for key in ("architecture", "path"):
         if not model.get(key):
             continue
-        path = repo_path(str(model[key]))
-        file = path if path.suffix == ".json" else path / "config.json"
-        if file.is_file():
-            content = json.loads(file.read_text())
+        with contextlib.suppress(ModelLoadError):
+            content = describe(repo_path(str(model[key]))).config
             return content.get("text_config", content).get("num_hidden_layers")
     return None
 

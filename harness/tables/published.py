@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,29 @@ def count_of(table: Table) -> str:
 def same_count(table: Table) -> bool:
     """True if the table counts compute as the paper does: only then are they compared."""
     return "macs" not in (table.published or {}).get("extras", {}) or table.cost == count_of(table)
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """A printed point of a cost-performance curve; cost in 10^12 as the paper counts it."""
+
+    method: str
+    ratio: float
+    cost: float
+    value: float
+
+
+def curve(table: Table, bench: str, folder: Path = PUBLISHED) -> list[Quoted]:
+    """Points of a benchmark whose cost and score are printed; none under another convention."""
+    about = table.published or {}
+    if "curve" not in about or table.cost != count_of(table):
+        return []
+    name = about["columns"].get(bench)
+    return [
+        Quoted(line["method"], float(line["ratio"]), float(line["tmacs"]), float(line["value"]))
+        for line in _lines(folder / about["curve"])
+        if line["benchmark"] == name
+    ]
 
 
 def annotations(table: Table) -> dict[tuple[str, str], str]:

@@ -20,7 +20,7 @@ from harness.tables.analysis import (
     Grid,
     Value,
 )
-from harness.tables.spec import Row, Table
+from harness.tables.spec import Row
 from harness.tables.wanted import CONF
 
 MEANING = {
