@@ -94,6 +94,22 @@ def test_curves_hold_every_finished_cell_and_the_baseline(grid):
     assert axes.get_title() == "GQA" and len(made.axes) == 2
 
 
+def test_the_published_points_stand_where_the_text_puts_them(tmp_path):
+    table = spec.load("fig3")
+    for cell in table.cells():
+        tools.put(tmp_path, cell, tools.right_wrong(0.8 - cell.row.ratio / 5))
+    grid = analysis.build(table, tmp_path, statistics=False)
+    made = curves.cost_performance(grid)
+    assert [a.get_title() for a in made.axes[:4]] == ["POPE", "TextVQA", "DocVQA", "MME"]
+    named = [[c for c in a.collections if "published" in str(c.get_label())] for a in made.axes]
+    assert [len(found) for found in named[:4]] == [1, 0, 0, 0]
+    assert named[0][0].get_offsets().tolist() == [[18.3, 87.84], [6.69, 87.69], [3.37, 84.49]]
+    other = analysis.build(spec.load("fig3", cost="flops"), tmp_path, statistics=False)
+    axes = curves.cost_performance(other).axes[0]
+    assert "FLOPs" in axes.get_xlabel()
+    assert not [c for c in axes.collections if "published" in str(c.get_label())]
+
+
 def test_the_front_holds_what_nothing_beats():
     def point(cost, score):
         value = analysis.Value(None, "gqa", "done", value=score)

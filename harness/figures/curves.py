@@ -121,6 +121,7 @@ def _panel(axes: Any, found: Sequence[Point], x: Any, styles: dict[str, tuple[st
         own = sorted((p for p in found if p.block == block), key=x)
         if own[0].ratio == 0:
             axes.axhline(own[0].value.value, color="black", ls="--", lw=1, label=own[0].label)
+            axes.plot(x(own[0]), own[0].value.value, color="black", marker="*", ms=7)
             continue
         values = [p.value.value for p in own]
         color, marker = styles[block]

@@ -157,8 +157,12 @@ def _status(one: Wanted, stored: Iterable[Mapping[str, Any]]) -> Timed:
     ]
     if not fitting:
         return Timed(one, MISSING)
-    longest = max(fitting, key=lambda r: (r["identity"]["timing"]["repeats"], r["finished"], r["key"]))
-    return Timed(one, DONE, longest)
+    return Timed(one, DONE, max(fitting, key=_weight))
+
+
+def _weight(result: Mapping[str, Any]) -> Any:
+    """The longest timing counts, of equally long ones the newest."""
+    return result["identity"]["timing"]["repeats"], result["finished"], result["key"]
 
 
 def _same_model(result: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
