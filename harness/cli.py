@@ -29,6 +29,7 @@ OmegaConf.register_new_resolver("repo", lambda path: str(ROOT / path), replace=T
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``python run.py <argv>``; the return value is the exit status."""
     arguments = _with_own_method(list(sys.argv[1:] if argv is None else argv))
+    arguments = _with_table(arguments)
     debug = any(a.lower() in ("debug=true", "debug=1") for a in arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand us the exception instead of printing it
     _failed.clear()
@@ -54,6 +55,13 @@ def _with_own_method(arguments: list[str]) -> list[str]:
     own = any(a.startswith("method._target_=") for a in arguments)
     chosen = any(a.startswith("method=") for a in arguments)
     return ["method=custom", *arguments] if own and not chosen else arguments
+
+
+def _with_table(arguments: list[str]) -> list[str]:
+    """``table=NAME`` beside an experiment is the table that its sweeper works off."""
+    if not any(a.startswith("experiment=") for a in arguments):
+        return arguments
+    return [f"hydra.sweeper.{a}" if a.startswith("table=") else a for a in arguments]
 
 
 def _describe(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:

@@ -18,12 +18,15 @@ from harness.errors import ConfigError
 class TableSweeper(BasicSweeper):
     """Launches the cells of ``table``, with what else the command line says added to each.
 
-    With ``task=time`` the timings of its rows instead, if it shows speed.
+    With ``task=time`` the timings of its rows instead, if it shows speed; with ``controls`` those
+    of the controls too.
     """
 
-    def __init__(self, table: str, max_batch_size: int | None, params: Any = None) -> None:
+    def __init__(
+        self, table: str, max_batch_size: int | None, params: Any = None, controls: bool = False
+    ) -> None:
         super().__init__(max_batch_size=max_batch_size, params=params)
-        self.table = table
+        self.table, self.controls = table, controls
 
     def split_arguments(  # type: ignore[override]
         self, overrides: list[Override], max_batch_size: int | None
@@ -38,7 +41,7 @@ class TableSweeper(BasicSweeper):
         return [jobs[i : i + size] for i in range(0, len(jobs), size)]
 
     def _cells(self, given: dict[str, Any]) -> list[Any]:
-        from harness.tables import spec, speed  # Hydra imports this file at every start
+        from harness.tables import controls, spec, speed  # Hydra imports this file at every start
 
         fixed = ("method", "ratio", "bench", "seed")
         own = {k: v for k, v in given.items() if k in fixed}
@@ -46,6 +49,8 @@ class TableSweeper(BasicSweeper):
             raise ConfigError(f"{next(iter(own))} is a row or column of table {self.table}")
         known = {k: v for k, v in given.items() if _describes(k)}
         table = spec.load(self.table, known)
+        if self.controls:
+            table = controls.extend(table)
         task = given.get("task", "cell")
         if task not in ("cell", "time"):
             raise ConfigError(f"a table is filled by task=cell and timed by task=time, not {task}")
@@ -80,6 +85,7 @@ ConfigStore.instance().store(
         "table": "???",
         "max_batch_size": None,
         "params": None,
+        "controls": False,
     },
     provider="table_sweeper",
 )
