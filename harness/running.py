@@ -199,7 +199,8 @@ def _compute(
     with Progress(prepared.config["progress"], title) as progress:
         with quiet.libraries_to(store.log_file):
             outcome = _answer(prepared, store, method, progress, earlier)
-    meter.check_removal(outcome.samples, prepared.config["ratio"], method.ratio_mode)
+    own = "local" if getattr(method, "nominal", None) is not None else method.ratio_mode
+    meter.check_removal(outcome.samples, prepared.config["ratio"], own)
     result = _result(prepared, outcome)
     result |= {
         "reused": sum("reused" in sample for sample in outcome.samples),

@@ -107,6 +107,8 @@ def _ratio(config: dict[str, Any], sweep: bool, notes: list[str]) -> float:
     ratio, method = config["ratio"], config["method"]["name"]
     if method == "text_only":
         return _everything(ratio, sweep, notes)
+    if (label := config["method"].get("nominal")) is not None:
+        return _labelled(label, ratio, notes)
     if ratio is None:
         if method != "none":
             raise ConfigError(f"method={method} needs a ratio in [0, 1), e.g. ratio=0.9")
@@ -131,6 +133,19 @@ def _everything(ratio: Any, sweep: bool, notes: list[str]) -> float:
                               "be met; leave ratio out")  # fmt: skip
         notes.append(f"method=text_only has no ratio: ratio={ratio} is left out, this is 1")
     return 1.0
+
+
+def _labelled(label: Any, ratio: Any, notes: list[str]) -> float:
+    """The ratio that a published label stands for, which is not what such a run removes."""
+    tokens = 576  # of LLaVA-1.5, of which the labels speak
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 < label < tokens:
+        raise ConfigError(f"method.nominal must be a label in (0, {tokens}), got {label!r}")
+    named = round(1 - label / tokens, 4)
+    if ratio is not None and abs(ratio - named) > 0.001:
+        raise ConfigError(f"method.nominal={label} is ratio {named} by its label, not {ratio}; "
+                          "leave ratio out")  # fmt: skip
+    notes.append(f"nominal={label}: ratio={named} is the label; `removed` says what was removed")
+    return named
 
 
 def _check_numbers(config: dict[str, Any]) -> None:

@@ -53,6 +53,10 @@ def n_keep(n: int, ratio: float, rounding: Rounding = "floor") -> int:
     return min(n, max(1, count))
 
 
+#: visual tokens of LLaVA-1.5, of which published tables label what they keep
+LABELLED_TOKENS = 576
+
+
 # --- what a method gets to see -----------------------------------------------------------------
 
 
@@ -601,6 +605,15 @@ class LayerMethod(PruningMethod):
 
     stage: ClassVar[Literal["none", "projector", "vision", "layer"]] = "layer"
     needs: ClassVar[tuple[str, ...]] = ("last_row",)
+
+    def _check_nominal(self, labels: Sequence[int]) -> None:
+        """Refuse a ``nominal`` that no published table of this method has."""
+        nominal = self.nominal  # type: ignore[attr-defined]
+        if nominal is not None and nominal not in labels:
+            raise MethodError(
+                f"{self.name}: nominal={nominal} is not one of {', '.join(map(str, labels))}, the "
+                f"labels of {LABELLED_TOKENS} tokens that its tables have"
+            )
 
     def schedule(self, n_layers: int, n_visual: int) -> tuple[int, ...]:
         """Visual tokens entering each of ``n_layers`` layers; non-increasing.

@@ -18,6 +18,9 @@ from methods.base import (
 )
 from methods.registry import register
 
+#: mean tokens of the published schedule, and what its last stage keeps
+PUBLISHED_MEAN, PUBLISHED_LAST = 270, 0.125
+
 
 @register("pyramiddrop")
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,11 @@ class PyramidDrop(LayerMethod):
     for the mean over layers; where 0.4 of the tokens or less are to be processed on average, the
     stages first move towards the input (our convention; the default stages process 0.25 at least).
 
+    ``nominal=270`` is the schedule of the released evaluations (0.5, 0.25, 0.125 of 576 tokens:
+    270 on average). Lower labels in the literature are settings of others, and disagree.
+
     Attributes:
+        nominal: None, or 270.
         stages: relative depths at which tokens are dropped.
         row: whose attention ranks: the layer after the drop (``next``, signal ``next_row [H, V]``,
             as released) or the layer before it (``last``).
@@ -43,6 +50,7 @@ class PyramidDrop(LayerMethod):
 
     positions: Literal["original", "compact"] = "compact"
     rounding: Literal["floor", "round_half_even", "int_raw"] = "int_raw"
+    nominal: int | None = None
     stages: tuple[float, ...] = (0.25, 0.5, 0.75)
     row: Literal["next", "last"] = "next"
     redecide: bool = False
@@ -55,6 +63,7 @@ class PyramidDrop(LayerMethod):
         object.__setattr__(self, "stages", tuple(self.stages))
         super().__post_init__()
         choice(self, "row", ("next", "last"))
+        self._check_nominal([PUBLISHED_MEAN])
         in_range(self, "ratio", 0.0, 1.0, high_open=True)
         rising = all(a < b for a, b in zip((0.0, *self.stages), (*self.stages, 1.0), strict=True))
         if not self.stages or not rising:
@@ -72,7 +81,7 @@ class PyramidDrop(LayerMethod):
         """Layers at whose input tokens are dropped."""
         layers = [max(s, round(d * n_layers)) for s, d in enumerate(self.stages, start=1)]
         left = 1 - self.ratio
-        if self.ratio_mode == "mean" and left <= 0.4:
+        if self.ratio_mode == "mean" and self.nominal is None and left <= 0.4:
             layers = [max(s, round(1.6 * left * b)) for s, b in enumerate(layers, start=1)]
         if len(set(layers)) < len(layers) or layers[-1] >= n_layers:
             raise MethodError(f"pyramiddrop: {len(layers)} stages do not fit {n_layers} layers")
@@ -80,6 +89,8 @@ class PyramidDrop(LayerMethod):
 
     def factor(self, layers: list[int], n_layers: int) -> float:
         """Fraction kept from one stage to the next."""
+        if self.nominal is not None:
+            return PUBLISHED_LAST ** (1 / len(layers))
         if self.ratio_mode == "local":
             return (1 - self.ratio) ** (1 / len(layers))
         lengths = [b - a for a, b in zip((0, *layers), (*layers, n_layers), strict=True)]
@@ -92,7 +103,8 @@ class PyramidDrop(LayerMethod):
 
     def schedule(self, n_layers: int, n_visual: int) -> tuple[int, ...]:
         layers = self.boundaries(n_layers)
-        if self.ratio_mode == "mean" and 1 - self.ratio < layers[0] / n_layers:
+        free = self.ratio_mode == "mean" and self.nominal is None
+        if free and 1 - self.ratio < layers[0] / n_layers:
             raise MethodError(
                 f"pyramiddrop: a mean removal of {self.ratio:g} is impossible, the first "
                 f"{layers[0]} of {n_layers} layers see all tokens; at most "

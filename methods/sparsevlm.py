@@ -11,6 +11,7 @@ from torch import Tensor
 
 from methods import ops
 from methods.base import (
+    LABELLED_TOKENS,
     LayerMethod,
     LayerSignals,
     MethodError,
@@ -24,7 +25,7 @@ from methods.fitprune import fit_to_mean
 from methods.registry import register
 
 #: tokens kept after each pruned layer, by the label of the published tables, of 576 tokens
-PRESET_TOKENS = 576
+PRESET_TOKENS = LABELLED_TOKENS
 PRESETS = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
 PRESETS_PLUS = {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)}
 
@@ -160,9 +161,7 @@ class SparseVLM(LayerMethod):
         in_range(self, "depth", 1, whole=True)
         in_range(self, "recycle", 0.0, 1.0)
         choice(self, "raters", ("text", "last"))
-        if self.nominal is not None and self.nominal not in self.presets:
-            known = ", ".join(map(str, self.presets))
-            raise MethodError(f"{self.name}: nominal={self.nominal} is not one of {known}")
+        self._check_nominal(list(self.presets))
         if len(self.layers) != len(self.presets[64]) or list(self.layers) != sorted(self.layers):
             raise MethodError(f"{self.name}: layers={self.layers} must be three rising layers")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from methods.base import LayerMethod, MethodError, in_range
+from methods.base import LABELLED_TOKENS, LayerMethod, MethodError, in_range
 from methods.registry import register
 
 
@@ -19,12 +19,15 @@ class VTW(LayerMethod):
 
     ``ratio_mode=mean``: ``K`` is the whole number of layers nearest to ``(1 - ratio)`` of the
     depth, so that only multiples of one layer can be met exactly. ``ratio_mode=local``: ``K`` as
-    given, whatever the ratio.
+    given, whatever the ratio. ``nominal``: the layers whose mean over 576 tokens is that label
+    (270: 15 of 32, 288: 16 of 32 or 20 of 40).
 
     Attributes:
+        nominal: None, or a label in (0, 576).
         K: layers that see the visual tokens (``local``); published 15 or 16 of 32, 20 of 40.
     """
 
+    nominal: int | None = None
     K: int = 16
 
     title = "VTW"
@@ -34,13 +37,17 @@ class VTW(LayerMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, "K", 1, whole=True)
+        if self.nominal is not None:
+            in_range(self, "nominal", 1, LABELLED_TOKENS, high_open=True, whole=True)
 
     def max_mean_ratio(self, n_layers: int) -> float:
         """Largest mean removal over ``n_layers`` layers."""
         return 1 - 1 / n_layers
 
     def schedule(self, n_layers: int, n_visual: int) -> tuple[int, ...]:
-        full = self.K if self.ratio_mode == "local" else round((1 - self.ratio) * n_layers)
+        share = 1 - self.ratio if self.nominal is None else self.nominal / LABELLED_TOKENS
+        local = self.ratio_mode == "local" and self.nominal is None
+        full = self.K if local else round(share * n_layers)
         if not 1 <= full < n_layers:
             raise MethodError(
                 f"vtw: withdrawal after {full} of {n_layers} layers; between 1 and {n_layers - 1} "

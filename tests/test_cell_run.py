@@ -167,3 +167,14 @@ def test_a_failed_sample_marks_the_cell(run, tmp_path, monkeypatch):
     result = json.loads((folder / "result.json").read_text())
     assert result["n_failed"] == 1
     assert result["failures"] == [{"doc_id": 3, "error": "RuntimeError: out of memory"}]
+
+
+def test_a_published_label_gives_the_row_its_ratio_and_the_record_the_true_mean(tmp_path, capsys):
+    base = ["method=sparsevlm", "method.nominal=64", "bench.limit=2", f"paths.results={tmp_path}"]
+    assert cli.main([*base, "ratio=0.5"]) == 2
+    assert "is ratio 0.8889 by its label" in capsys.readouterr().err
+    assert cli.main(base) == 0
+    (file,) = tmp_path.glob("runs/*/*/*/result.json")
+    result = json.loads(file.read_text())
+    assert result["ratio"] == 0.8889
+    assert result["counters"]["removal"] < 0.8

@@ -491,12 +491,31 @@ def test_vispruner_treats_crops_apart_and_knows_its_presets():
     [
         ("sparsevlm", {192: 206.5, 128: 145.4, 96: 114.1, 64: 82.3}),
         ("sparsevlm_plus", {192: 206.8, 128: 144.1, 96: 113.9, 64: 81.8}),
+        ("dart", {192: 212.3, 128: 152.3, 64: 92.3}),
+        ("pyramiddrop", {270: 270.0}),
+        ("vtw", {270: 270.0, 288: 288.0}),
     ],
 )
 def test_labels_of_published_tables_and_what_they_really_process(name, means):
     for label, mean in means.items():
-        plan = build(name, ratio=0.5, nominal=label).checked_schedule(32, 576)
-        assert sum(plan) / 32 == pytest.approx(mean, abs=0.06)
+        for mode in ("mean", "local"):
+            method = build(name, ratio=0.5, ratio_mode=mode, nominal=label)
+            plan = method.checked_schedule(32, 576)
+            assert sum(plan) / 32 == pytest.approx(mean, abs=0.06)
+        if name != "vtw":
+            with pytest.raises(MethodError, match=f"nominal=65 is not one of .*{label}"):
+                build(name, ratio=0.5, nominal=65)
+
+
+def test_labels_stand_for_the_released_settings():
+    def plan(name, label, depth):
+        return build(name, ratio=0.5, nominal=label).checked_schedule(depth, 576)
+
+    assert [plan("dart", label, 32)[2] for label in (192, 128, 64)] == [188, 124, 60]
+    published = (576,) * 8 + (288,) * 8 + (144,) * 8 + (72,) * 8
+    assert plan("pyramiddrop", 270, 32) == published
+    withdrawn = [plan("vtw", *case).index(0) for case in ((270, 32), (288, 32), (288, 40))]
+    assert withdrawn == [15, 16, 20]
 
 
 def test_pyramiddrop_schedules():

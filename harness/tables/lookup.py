@@ -209,6 +209,8 @@ def never(config: Mapping[str, Any], asked: Any, ratio: float) -> str:
     """
     method, layers = config["method"], _layers(config["model"])
     depth = method.get("K")
+    if method.get("nominal") is not None:
+        return ""  # the ratio is only its label
     if not ratio or depth is None or layers is None or isinstance(asked, dict):
         return ""  # a budget that cannot be met is refused by the run itself
     if depth >= layers:
