@@ -73,7 +73,7 @@ def test_an_offline_run_holds_what_the_store_holds(results):
 
 def test_the_table_of_predictions_has_answers_and_pictures(results):
     folder, _ = cell(results, "gprune")
-    (file,) = folder.glob("wandb/offline-run-*/files/media/table/*.table.json")
+    (file,) = folder.glob("wandb/offline-run-*/files/media/table/predictions_*.table.json")
     table = json.loads(file.read_text())
     journal = [json.loads(x) for x in (folder / "samples.jsonl").read_text().splitlines()]
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
@@ -100,8 +100,7 @@ def test_online_runs_reach_the_server_once(results):
     server = wandb_tools.FakeServer()
     try:
         key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
-        # No table of predictions: the stand-in does not know the artefact a table becomes.
-        online = ("--online", "--entity", "lab", "--samples", "0")
+        online = ("--online", "--entity", "lab")
         done = sync(results, *online, **key)
         assert done.returncode == 0, done.stderr
         assert "2 published" in done.stdout
@@ -112,6 +111,9 @@ def test_online_runs_reach_the_server_once(results):
                      and "wandb-summary.json" in json.dumps(b)]  # fmt: skip
         put = [b for kind, name, b in server.calls if kind == "put" and b'"score"' in b]
         assert summaries or put, "no summary arrived"
+        tables = [name for kind, name, _ in server.calls if kind == "put" and "media/table" in name]
+        assert sum("cells_" in name for name in tables) == 2
+        assert sum("predictions_" in name for name in tables) == 2
         before = len(server.operations("UpsertBucket"))
         assert "2 were there already" in sync(results, *online, **key).stdout
         assert len(server.operations("UpsertBucket")) == before
@@ -158,39 +160,119 @@ def test_a_wrong_mode_is_refused_before_anything_runs(tmp_path, capsys):
     assert status == 2 and "logger.mode must be offline or online" in capsys.readouterr().err
 
 
-def test_the_dashboard_is_built_without_a_server(monkeypatch):
+def made(monkeypatch, *benches, ratios=(), tables=()):
+    """The dashboard as plain data, made without a server."""
     pytest.importorskip("wandb_workspaces", reason="pip install -e '.[wandb]'")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     from harness.loggers import dashboard
 
-    made = dashboard.spec("lab", "p", ["textvqa", "gqa"])
-    sections = made["workspace"]["spec"]["section"]["panelBankConfig"]["sections"]
-    names = {s["name"]: [p["viewType"] for p in s["panels"]] for s in sections}
-    assert names["Methods"] == ["Scatter Plot", "Bar Chart", "Bar Chart",
-                                "Parallel Coordinates Plot"]  # fmt: skip
-    assert names["textvqa"] == names["gqa"] == ["Scatter Plot"]
-    scatter, bars, ratio, parallel = next(s for s in sections if s["name"] == "Methods")["panels"]
+    return dashboard.spec("lab", "p", dashboard.Shown(benches, ratios, tables))
+
+
+def panels(spec):
+    """Panels of every section of the workspace."""
+    sections = spec["workspace"]["spec"]["section"]["panelBankConfig"]["sections"]
+    return {section["name"]: section["panels"] for section in sections}
+
+
+def used(panel):
+    """Config keys and summary numbers a panel shows."""
+    config = panel["config"]
+    names = [config.get(k, "").removeprefix("summary:") for k in ("xAxis", "yAxis")]
+    names += [m.removeprefix("summary_metrics.") for m in config.get("metrics", [])]
+    names += [c["accessor"].partition(":")[2] for c in config.get("columns", [])]
+    names += [config.get("groupBy", "")]
+    return {name.removesuffix(".value") for name in names if name}
+
+
+def test_the_dashboard_is_built_without_a_server(monkeypatch):
+    spec = made(monkeypatch, "textvqa", "gqa", ratios=(0.5, 0.9), tables=["| a table |"])
+    found = panels(spec)
+    assert list(found) == ["Table", "textvqa", "gqa"]
+    table, text = found["Table"]
+    assert '"val": "cells"' in json.dumps(table) and text["config"]["value"] == "| a table |"
+    kinds = ["Scatter Plot", "Bar Chart", "Bar Chart", "Bar Chart", "Parallel Coordinates Plot"]
+    assert [p["viewType"] for p in found["gqa"]] == kinds
+    scatter, rows, low, high, parallel = found["gqa"]
     assert scatter["config"]["xAxis"] == "summary:tflops"
-    assert scatter["config"]["yAxis"] == "summary:score"
-    assert bars["config"]["groupBy"] == "method.value"
-    assert ratio["config"]["groupBy"] == "ratio.value"
+    assert scatter["config"]["yAxis"] == "summary:gqa/score"
+    assert rows["config"]["groupBy"] == "row.value"
+    assert low["config"]["metrics"] == ["summary_metrics.gqa/score_at_0_5"]
+    assert high["config"]["metrics"] == ["summary_metrics.gqa/score_at_0_9"]
+    assert low["config"]["groupBy"] == high["config"]["groupBy"] == "method.value"
     shown = [c["accessor"] for c in parallel["config"]["columns"]]
     assert shown == ["config:method.value", "config:ratio.value", "summary:removal",
-                     "summary:tflops", "summary:score"]  # fmt: skip
+                     "summary:tflops", "summary:gqa/score"]  # fmt: skip
+    (runs,) = spec["workspace"]["spec"]["section"]["runSets"]
+    assert not runs["grouping"], "a group would be one point"
+    assert runs["runFeed"]["columnPinned"]["summary:tflops"]
+    blocks = json.dumps(spec["report"])
+    assert "| a table |" in blocks and blocks.count("gqa: score vs TFLOPs") == 1
 
 
-def test_the_dashboard_is_saved_to_a_server(monkeypatch):
+def test_runs_hold_what_the_panels_show_and_no_other_benchmark(results, monkeypatch):
+    sync(results)
+    found = panels(made(monkeypatch, "textvqa", "gqa", ratios=(0.5,)))
+    for method in ("gprune", "random"):
+        folder, result = cell(results, method)
+        (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+        run = wandb_tools.read_run(file)
+        there = {*run["config"], *run["summary"]}
+        for panel in found["textvqa"]:
+            assert used(panel) and used(panel) <= there, panel
+        about = "summary_metrics.gqa", "gqa/"
+        assert not any(name.startswith(about) for name in there), "gqa's panels stay empty"
+        assert all(any(n.startswith("gqa/") for n in used(panel)) for panel in found["gqa"])
+        assert run["summary"]["textvqa/score_at_0_5"] == result["score"]
+        assert run["config"]["row"] == f"{method} 0.5"
+        kind = run["summary"]["cells"]["_type"]
+        assert kind == "table-file", "the panel of the table reads summary['cells']"
+        (table,) = folder.glob("wandb/offline-run-*/files/media/table/cells_*.table.json")
+        content = json.loads(table.read_text())
+        (row,) = [dict(zip(content["columns"], line, strict=True)) for line in content["data"]]
+        assert (row["method"], row["ratio"], row["score"]) == (method, 0.5, result["score"])
+        assert row["tflops"] == pytest.approx(run["summary"]["tflops"])
+        assert None not in row.values()
+
+
+def test_the_dashboard_is_saved_to_a_server_with_a_run_set_per_benchmark(results):
     pytest.importorskip("wandb_workspaces", reason="pip install -e '.[wandb]'")
     server = wandb_tools.FakeServer()
     try:
         key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
         done = subprocess.run(
-            [sys.executable, ROOT / "scripts/wandb_dashboard.py", "--save", "--entity", "lab"],
+            [sys.executable, ROOT / "scripts/wandb_dashboard.py", "--save", "--entity", "lab",
+             "--results", results],
             env={**os.environ, **key}, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         views = server.operations("UpsertView2") + server.operations("upsertView")
         assert any("Scatter Plot" in v["spec"] and "panelBankConfig" in v["spec"] for v in views)
-        assert any(v.get("type") == "runs/draft" for v in views)
+        (report,) = [v for v in views if v.get("type") == "runs/draft"]
+        grids = [b for b in json.loads(report["spec"])["blocks"] if b["type"] == "panel-grid"]
+        ((runs,),) = [grid["metadata"]["runSets"] for grid in grids]
+        assert runs["name"] == "textvqa"
+        assert '"name": "bench"' in json.dumps(runs) and '"textvqa"' in json.dumps(runs["filters"])
     finally:
         server.close()
+
+
+def test_benchmarks_and_ratios_come_from_the_store_or_a_table(results, tmp_path):
+    def call(*arguments):
+        return subprocess.run(
+            [sys.executable, ROOT / "scripts/wandb_dashboard.py", *arguments], timeout=120,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    found = panels(json.loads(call("--results", results).stdout))
+    assert list(found) == ["Table", "textvqa"]
+    assert [p["config"].get("chartTitle") for p in found["textvqa"]].count(
+        "textvqa: score at ratio 0.5"
+    ) == 1
+    found = panels(json.loads(call("--results", results, "--table", "mini_table3").stdout))
+    assert list(found) == ["Table", "gqa", "pope", "textvqa"]
+    text = found["Table"][1]["config"]["value"]
+    assert "| G-Prune iterations 1 | 0.7 |" in text, "the table as it is printed"
+    empty = call("--results", tmp_path)
+    assert empty.returncode == 1 and empty.stderr.count("\n") == 1
+    assert "no finished cells" in empty.stderr and "--table" in empty.stderr

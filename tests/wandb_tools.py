@@ -74,6 +74,15 @@ def read_run(path: Path) -> dict:
     return out
 
 
+ARTIFACT = "QXJ0aWZhY3Q6MQ=="
+#: of any table: its entries are asked for by name
+MANIFEST = {
+    "version": 1, "storagePolicy": "wandb-storage-policy-v1", "storagePolicyConfig": {},
+    "contents": {f"{name}.table.json": {"digest": "1B2M2Y8AsgTpgAmY7PhCfg==", "size": 1}
+                 for name in ("cells", "predictions")},
+}  # fmt: skip
+
+
 class FakeServer:
     """Accepts runs, files and views, and remembers every request as (kind, name, payload)."""
 
@@ -101,7 +110,7 @@ class FakeServer:
                 self.wfile.write(body)
 
             def do_GET(self):
-                self._send({})
+                self._send(MANIFEST if self.path == "/manifest" else {})
 
             def do_PUT(self):
                 outer.calls.append(("put", self.path, self._body()))
@@ -171,10 +180,28 @@ class FakeServer:
     _runuploadurls = _createrunfiles
 
     def _createartifact(self, given, project) -> dict:
-        latest = {"id": "A", "versionIndex": 0}
-        made = {"id": "A", "state": "COMMITTED",
+        latest = {"id": ARTIFACT, "versionIndex": 0}
+        made = {"id": ARTIFACT, "state": "COMMITTED",
                 "artifactSequence": {"id": "S", "latestArtifact": latest}}  # fmt: skip
         return {"createArtifact": {"artifact": made}}
+
+    def _artifactbyid(self, given, project) -> dict:
+        """What a table has become: the client asks for it once it is stored."""
+        sequence = {"id": "S", "name": "t", "project": project, "__typename": "ArtifactSequence"}
+        return {
+            "artifact": {
+                "__typename": "Artifact", "id": given["id"], "artifactSequence": sequence,
+                "versionIndex": 0, "artifactType": {"name": "run_table"}, "description": None,
+                "metadata": "{}", "ttlDurationSeconds": -2, "ttlIsInherited": True, "tags": [],
+                "historyStep": 0, "state": "COMMITTED", "size": 1, "digest": "d",
+                "commitHash": "c", "fileCount": 1, "createdAt": "2026-01-01T00:00:00",
+                "updatedAt": None, "aliases": [],
+            }
+        }  # fmt: skip
+
+    def _fetchartifactmanifest(self, given, project) -> dict:
+        file = {"directUrl": f"{self.url}/manifest"}
+        return {"artifact": {"currentManifest": {"file": file}}}
 
     def _inputfields(self, given, project) -> dict:
         return {"TypeInfo": {"inputFields": [{"name": "entityName"}, {"name": "clientID"}]}}

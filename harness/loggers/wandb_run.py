@@ -20,6 +20,8 @@ from typing import Any
 from harness.store import read_journal, write_atomic
 
 MARKER = "wandb.json"
+FORMAT = 2  # raise when a run holds something else than before: it is published again then
+CELLS = "cells"  # the line of a cell in the table over all of them
 
 
 def run_id(result: dict[str, Any]) -> str:
@@ -32,6 +34,7 @@ def target(logger: dict[str, Any], result_file: Path) -> dict[str, Any]:
     online = logger["mode"] == "online"
     return {
         "result": hashlib.sha256(result_file.read_bytes()).hexdigest()[:16],
+        "format": FORMAT,
         "mode": logger["mode"],
         "project": logger["project"],
         "entity": logger["entity"],
@@ -69,7 +72,7 @@ def publish(folder: Path, logger: dict[str, Any]) -> bool:
     )  # fmt: skip
     numbers = summary(result)
     run.define_metric("*", step_metric="ratio")
-    row = {"ratio": result["ratio"], **numbers}
+    row = {"ratio": result["ratio"], **numbers, CELLS: line(wandb, result)}
     if shown := samples[: logger["samples"]]:
         row["predictions"] = predictions(wandb, folder, result, shown, logger["overlays"])
     run.log(row)
@@ -85,7 +88,29 @@ def publish(folder: Path, logger: dict[str, Any]) -> bool:
 def config(result: dict[str, Any]) -> dict[str, Any]:
     """What the cell is."""
     names = ("model", "method", "ratio", "bench", "data", "engine", "key", "unit", "metric")
-    return {**{k: result[k] for k in names}, "identity": result["identity"]}
+    row = f"{result['method']} {float(result['ratio']):g}"
+    return {**{k: result[k] for k in names}, "row": row, "identity": result["identity"]}
+
+
+def score_of(bench: str, ratio: float | None = None) -> str:
+    """Name of the score of one benchmark, or of one ratio of it.
+
+    A workspace has one filter for all its panels. A panel about one benchmark therefore shows a
+    number that only the runs of that benchmark have.
+    """
+    ending = "" if ratio is None else f"_at_{float(ratio):g}".replace(".", "_")
+    return f"{bench}/score{ending}"
+
+
+def line(wandb: Any, result: dict[str, Any]) -> Any:
+    """The cell as a table of one line; a panel over many runs puts the lines under each other."""
+    numbers = summary(result)
+    names = [
+        "model", "method", "ratio", "bench", "data", "score", "unit", "n_samples", "n_failed",
+        "visual_tokens", "visual_kept", "removal", "tflops", "macs_percent", "key",
+    ]  # fmt: skip
+    cell = {**result, **numbers, "ratio": float(result["ratio"]), "key": result["key"][:8]}
+    return wandb.Table(columns=names, data=[[cell.get(name) for name in names]])
 
 
 def summary(result: dict[str, Any]) -> dict[str, float]:
@@ -94,6 +119,8 @@ def summary(result: dict[str, Any]) -> dict[str, float]:
     macs, full = counters["macs"] or {}, counters["macs_full"]
     found = {
         "score": result["score"],
+        score_of(result["bench"]): result["score"],
+        score_of(result["bench"], result["ratio"]): result["score"],
         "n_samples": result["n_samples"],
         "n_failed": result["n_failed"],
         **{k: counters[k] for k in ("visual_tokens", "visual_kept", "removal")},
