@@ -189,6 +189,7 @@ CONF
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 PartitionName=low   Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1  PreemptMode=REQUEUE GraceTime=20
 PartitionName=high  Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=20 PreemptMode=OFF
+PartitionName=gpu   Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 CONF
     } >"$CONF.new"
     mv -f "$CONF.new" "$CONF"

@@ -22,7 +22,7 @@ from harness.sweep.outcomes import Outcomes
 from tests import checkpoint_tools
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLES, LIMIT = 16, 150.0
+SAMPLES, LIMIT = 16, 240.0
 WARNED, KILLED, BROKEN, BEFORE = 0.6, 0.8, 0.95, 0.2  # the first two take their time
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
