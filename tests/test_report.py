@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -97,6 +98,31 @@ def test_the_page_works_from_a_file_in_chromium(made):
     order = [float(x) for x in re.search(r'data-order="([^"]*)"', done.stdout)[1].split()]
     assert order == sorted(order, reverse=True) and len(order) == 5
     assert 'data-wide="true"' in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_nothing_is_wider_than_the_screen_and_a_tap_explains_a_number(made, width):
+    """In a frame of that width, because a window is never below 500."""
+    script = """<script>
+      const cell = document.querySelector("table.grid tbody td[data-sort]");
+      cell.click();
+      const wide = document.documentElement.scrollWidth, images = [...document.images];
+      parent.postMessage([wide, innerWidth, byId("told").textContent,
+        Math.max(...images.map(i => i.getBoundingClientRect().right)), images.length], "*");
+    </script></body>"""
+    made.write_text(made.read_text().replace("</body>", script))
+    frame = made.with_name("frame.html")
+    frame.write_text(
+        "<body><script>onmessage = e => document.body.dataset.seen = JSON.stringify(e.data)"
+        f'</script><iframe src="{made.name}" style="width:{width}px;height:900px;border:0">'
+    )
+    done = chromium("--window-size=1400,1000", "--dump-dom", frame.as_uri())
+    seen = re.search(r'data-seen="([^"]*)"', done.stdout)
+    assert seen, done.stderr[-400:]
+    page_width, inner, told, right, images = json.loads(html.unescape(seen[1]))
+    assert (inner, images) == (width, 3) and page_width <= width and right <= width
+    assert told.startswith("Random 0.7, GQA: 95 % interval")
 
 
 @pytest.mark.slow

@@ -13,6 +13,19 @@ from harness.tables.analysis import Grid, Value
 
 
 @dataclass(frozen=True)
+class Shape:
+    """How panels are laid out: at most so many beside each other, each of this size in inches."""
+
+    columns: int = 4
+    width: float = 3.2
+    height: float = 2.6
+    text: float = 9  # points, of the titles below the axes
+
+
+WIDE, NARROW = Shape(), Shape(2, 2.3, 2.2, 7)  # a page, and a phone
+
+
+@dataclass(frozen=True)
 class Point:
     """One finished cell of a column: its cost, and its score with an interval."""
 
@@ -43,11 +56,12 @@ def points(grid: Grid, bench: str) -> list[Point]:
     return found
 
 
-def cost_performance(grid: Grid) -> Any:
+def cost_performance(grid: Grid, shape: Shape = WIDE) -> Any:
     """Figure 3: score against compute, one line per method, the unpruned model dashed."""
     scale, title = _unit(grid)
-    made = _panels(grid, lambda p: p.cost * scale, title, lambda b, axes: _quoted(grid, b, axes))
-    return made
+    return _panels(
+        grid, shape, lambda p: p.cost * scale, title, lambda b, axes: _quoted(grid, b, axes)
+    )
 
 
 def _quoted(grid: Grid, bench: str, axes: Any) -> None:
@@ -61,9 +75,9 @@ def _quoted(grid: Grid, bench: str, axes: Any) -> None:
         )  # fmt: skip
 
 
-def over_ratios(grid: Grid) -> Any:
+def over_ratios(grid: Grid, shape: Shape = WIDE) -> Any:
     """Figure 4: score against the fraction removed."""
-    return _panels(grid, lambda p: p.ratio, "fraction of visual tokens removed")
+    return _panels(grid, shape, lambda p: p.ratio, "fraction of visual tokens removed")
 
 
 _COUNTED = {"paper_gprune": "MACs, linear layers", "fvcore": "MACs, linear layers",
@@ -84,36 +98,45 @@ def _styles(grid: Grid) -> dict[str, tuple[str, str]]:
     return {b: (paper.COLORS[i % 8], paper.MARKERS[i % 8]) for i, b in enumerate(blocks)}
 
 
-def _legend(made: Any, axes: Any) -> None:
+def _legend(made: Any, axes: Any, shape: Shape) -> None:
     """One entry per method over all panels, below them."""
     found: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
+    side_by_side = 6 if shape.columns > 2 else 3
     made.legend(
-        found.values(), found.keys(), loc="outside lower center", ncols=min(6, len(found)),
-        frameon=False,
+        found.values(), found.keys(), loc="outside lower center",
+        ncols=min(side_by_side, len(found)), frameon=False,
     )  # fmt: skip
 
 
-def _panels(grid: Grid, x: Any, title: str, also: Any = None) -> Any:
+def _panels(grid: Grid, shape: Shape, x: Any, title: str, also: Any = None) -> Any:
     benches = [b for b in grid.table.benches if points(grid, b)]
     if not benches:
         raise ConfigError(f"table {grid.table.name} has no finished cell to draw")
-    columns = min(4, len(benches))
-    rows = -(-len(benches) // columns)
-    made, axes = paper.figure(rows, columns)
+    made, axes = _axes(len(benches), shape)
     for place, bench in enumerate(benches):
         _panel(axes.flat[place], points(grid, bench), x, _styles(grid))
         if also is not None:
             also(bench, axes.flat[place])
-        axes.flat[place].set(title=render.heading(bench), xlabel=title)
+        _named(axes.flat[place], bench, title, shape)
     for empty in axes.flat[len(benches) :]:
         empty.set_axis_off()
     for line in axes[:, 0]:
         line.set_ylabel("score")
-    _legend(made, axes)
+    _legend(made, axes, shape)
     return made
+
+
+def _axes(panels: int, shape: Shape) -> tuple[Any, Any]:
+    columns = min(shape.columns, panels)
+    return paper.figure(-(-panels // columns), columns, shape.width, shape.height)
+
+
+def _named(axes: Any, bench: str, title: str, shape: Shape) -> None:
+    axes.set_title(render.heading(bench))
+    axes.set_xlabel(title, fontsize=shape.text)
 
 
 def _panel(axes: Any, found: Sequence[Point], x: Any, styles: dict[str, tuple[str, str]]) -> None:
@@ -147,13 +170,13 @@ def front(found: Sequence[Point]) -> list[Point]:
     return kept
 
 
-def pareto(grid: Grid) -> Any:
+def pareto(grid: Grid, shape: Shape = WIDE) -> Any:
     """Score against compute of every row, and the front of those that nothing beats in both."""
     benches = [b for b in grid.table.benches if points(grid, b)]
     if not benches:
         raise ConfigError(f"table {grid.table.name} has no finished cell to draw")
-    columns, (scale, title) = min(4, len(benches)), _unit(grid)
-    made, axes = paper.figure(-(-len(benches) // columns), columns)
+    scale, title = _unit(grid)
+    made, axes = _axes(len(benches), shape)
     for empty in axes.flat[len(benches) :]:
         empty.set_axis_off()
     for bench, place in zip(benches, axes.flat, strict=False):
@@ -170,8 +193,8 @@ def pareto(grid: Grid) -> Any:
             [p.cost * scale for p in best], [p.value.value for p in best], where="post",
             color="0.4", lw=1,
         )  # fmt: skip
-        place.set(title=render.heading(bench), xlabel=title)
-    _legend(made, axes)
+        _named(place, bench, title, shape)
+    _legend(made, axes, shape)
     for line in axes[:, 0]:
         line.set_ylabel("score")
     return made

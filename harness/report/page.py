@@ -72,13 +72,17 @@ def _figures(grid: Grid) -> str:
     for title, draw in (
         ("Score against compute", curves.cost_performance),
         ("Score against ratio", curves.over_ratios),
-        ("Pareto front", curves.pareto),
+        ("Pareto front of score and compute", curves.pareto),
     ):
         try:
-            image = _png(draw(grid))
+            wide, narrow = _png(draw(grid)), _png(draw(grid, curves.NARROW))
         except HarnessError:
             continue
-        made.append(f'<figure><img alt="{title}" src="{image}"></figure>')
+        made.append(
+            f"<figure><figcaption>{title}</figcaption><picture>"
+            f'<source media="(max-width: 620px)" srcset="{narrow}">'
+            f'<img alt="{title}" src="{wide}"></picture></figure>'
+        )
     return "".join(made) or "<p>No finished cell to draw.</p>"
 
 
