@@ -48,7 +48,8 @@ class State:
 
     def text(self) -> str:
         """The state without its name, as ``key=value`` and the reason."""
-        shown = {"score": self.score, "answered": self.answered or None, "on": self.where or None}
+        score = None if self.score is None else f"{self.score:.2f}"
+        shown = {"score": score, "answered": self.answered or None, "on": self.where or None}
         pairs = [f"{k}={v}" for k, v in shown.items() if v is not None]
         told = [self.reason] if self.reason else []
         return "  ".join([*pairs, *told, *([f"(log: {self.log})"] if self.log else [])])
