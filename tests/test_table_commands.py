@@ -272,6 +272,45 @@ def test_latex_has_booktabs_and_escapes(filled, table):
     assert "_" not in body and "±" not in text.split("% metric")[0]
 
 
+def test_latex_escapes_what_stands_behind_marks_and_in_labels(filled, table):
+    import dataclasses
+
+    rows = tuple(
+        dataclasses.replace(r, label=r"50 %_a & b\c {d} $e$ #f ~^") if r.name == "gprune" else r
+        for r in table.rows
+    )
+    grid = analysis.build(dataclasses.replace(table, rows=rows), filled)
+    marked = value(grid, "gprune", "textvqa")
+    marked.marks = ["a", "†", "≈", "°"]  # the published value with its § stands behind them
+    text = render.latex(grid, render.Options(paper=True))
+    (line,) = [x for x in text.splitlines() if x.startswith("50")]
+    assert line.startswith(
+        r"50 \%\_a \& b\textbackslash{}c \{d\} \$e\$ \#f \textasciitilde{}\textasciicircum{} & 0.7"
+    )
+    assert r"$^{\mathrm{a},\dagger,\approx,\circ}$ (64.05\S{}" in line
+    shown = [x for x in text.splitlines() if not x.startswith("%")]
+    assert "".join(shown).isascii() and all(x.count("$") % 2 == x.count(r"\$") % 2 for x in shown)
+
+
+@pytest.mark.slow
+def test_latex_compiles(filled, table, tmp_path):
+    import shutil
+
+    there = shutil.which("pdflatex") and shutil.which("kpsewhich")
+    if not there or subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).returncode:
+        pytest.skip("no LaTeX here (apt-get install texlive-latex-recommended): nothing compiled")
+    grid = analysis.build(table, filled)
+    for one in grid.values.values():
+        one.marks = list(render.MEANING)
+    body = render.latex(grid, render.Options(ci=True, paper=True))
+    head = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+    (tmp_path / "t.tex").write_text(head + "\n" + body + "\n" + r"\end{document}")
+    command_line = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
+    done = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-600:]
+    assert (tmp_path / "t.pdf").stat().st_size > 5000
+
+
 def test_the_foot_file_names_every_run(filled, table):
     foot = lines(render.provenance(analysis.build(table, filled, statistics=False)))
     assert len(foot) == len(table.cells())

@@ -118,10 +118,9 @@ def _state(cells: list[Found]) -> str:
 
 
 def _reasons(found: Sequence[Found | speed.Timed]) -> list[str]:
-    told = dict.fromkeys(
-        f"{c.status}: {c.wanted.row.key}: {c.reason}" for c in found if c.reason
-    )  # fmt: skip
-    return list(told)
+    """Why something failed or never can be, and where it runs; that a cell is missing says all."""
+    told = [c for c in found if c.reason and c.status != lookup.MISSING]
+    return list(dict.fromkeys(f"{c.status}: {c.wanted.row.key}: {c.reason}" for c in told))
 
 
 def unique(found: Sequence[Found]) -> list[Found]:

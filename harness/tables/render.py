@@ -111,17 +111,21 @@ def _paper(grid: Grid, row: Row, column: str) -> str:
 
 
 def cells(
-    grid: Grid, options: Options, bold: Callable[[str], str], mark: Callable[[Sequence[str]], str]
+    grid: Grid,
+    options: Options,
+    bold: Callable[[str], str],
+    mark: Callable[[Sequence[str]], str],
+    escape: Callable[[str], str] = str,
 ) -> list[list[str]]:
     """All lines of the table as strings: label, ratio, one entry per column."""
     lines = []
     for row in grid.table.rows:
-        line = [row_label(row), f"{row.ratio:.3g}" if row.ratio else "-"]
+        line = [escape(row_label(row)), f"{row.ratio:.3g}" if row.ratio else "-"]
         for column in grid.columns:
             value = grid.at(row, column)
-            text = body(grid, row, column, options)
+            text = escape(body(grid, row, column, options))
             text = (bold(text) if value.best else text) + mark(value.marks)
-            line.append(text + (_paper(grid, row, column) if options.paper else ""))
+            line.append(text + (escape(_paper(grid, row, column)) if options.paper else ""))
         lines.append(line)
     return lines
 
@@ -146,39 +150,37 @@ def markdown(grid: Grid, options: Options) -> str:
     return "\n".join([f"# {grid.table.title}", "", *table, "", *told]) + "\n"
 
 
-_TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "≈": r"\approx",
-        "†": r"\dagger", "°": r"\circ", "×": r"$\times$", "·": r"$\cdot$",
-        "§": r"\S{}"}  # fmt: skip
+_TEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$",
+    "×": r"$\times$", "·": r"$\cdot$", "§": r"\S{}",
+}  # fmt: skip
+_TEX_MARKS = {NOT_FROM_BEST: r"\approx", NOT_FROM_RANDOM: r"\circ", gate.MARK: r"\dagger"}
 
 
 def _tex(text: str) -> str:
     return "".join(_TEX.get(c, c) for c in text)
 
 
+def _tex_marks(marks: Sequence[str]) -> str:
+    shown = [_TEX_MARKS.get(m) or rf"\mathrm{{{m}}}" for m in marks]
+    return f"$^{{{','.join(shown)}}}$" if shown else ""
+
+
 def latex(grid: Grid, options: Options) -> str:
     """A booktabs table; needs no package but booktabs."""
-
-    def marked(marks: Sequence[str]) -> str:
-        return f"$^{{{','.join(_tex(m) for m in marks)}}}$" if marks else ""
-
     out = [r"\begin{tabular}{l" + "r" * (len(grid.columns) + 1) + "}", r"\toprule"]
     titles = _titles(grid, "Method", "Ratio")
     out += [" & ".join(map(_tex, titles)) + r" \\", r"\midrule"]
     block = grid.table.rows[0].block
-    lines = cells(grid, options, lambda t: f"\\textbf{{{t}}}", marked)
+    lines = cells(grid, options, lambda t: f"\\textbf{{{t}}}", _tex_marks, _tex)
     for row, line in zip(grid.table.rows, lines, strict=True):
         if row.block != block:
             out.append(r"\midrule")
             block = row.block
-        out.append(" & ".join(_tex_cell(cell) for cell in line) + r" \\")
+        out.append(" & ".join(line) + r" \\")
     out += [r"\bottomrule", r"\end{tabular}"]
     return "\n".join(out + [f"% {line}" for line in notes(grid, options)]) + "\n"
-
-
-def _tex_cell(cell: str) -> str:
-    head, dollar, rest = cell.partition("$^{")
-    escaped = "".join(_TEX.get(c, c) for c in head)
-    return escaped + dollar + rest
 
 
 def html_table(grid: Grid, options: Options) -> str:
