@@ -158,10 +158,16 @@ def _me() -> dict[str, Any]:
         "host": f"{socket.gethostname()}/{_boot()}",
         "pid": os.getpid(),
         "start": _start_time(os.getpid()),
-        "slurm": environment.get("SLURM_JOB_ID"),
+        "slurm": slurm_job(),
         "restart": int(environment.get("SLURM_RESTART_COUNT", "0")),
         "token": uuid.uuid4().hex,
     }
+
+
+def slurm_job() -> str | None:
+    """The SLURM job around this process as squeue shows it; the same after it was queued again."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def _boot() -> str:

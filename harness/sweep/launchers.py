@@ -20,6 +20,7 @@ from harness.store import RETRY, stands
 from harness.sweep import plan as plans
 from harness.sweep import slurm
 from harness.sweep.outcomes import DONE, FAILED, Outcomes
+from harness.sweep.status import short
 from harness.sweep.worker import JOB_LOG, work
 
 
@@ -231,7 +232,7 @@ def _submitit(cluster: str, plan: plans.Plan, options: dict[str, Any]) -> None:
     )
     with executor.batch():
         jobs = [executor.submit(Job(plan.folder, number)) for number in range(len(plan.jobs))]
-    logs = str(folder).removesuffix("/%j")
+    logs = short(str(folder).removesuffix("/%j"))
     print(f"jobs: {', '.join(job.job_id for job in jobs)}; logs: {logs}", flush=True)
     for number, job in enumerate(jobs):
         try:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from harness.lease import slurm_job
 from harness.store import write_atomic
 
 DONE, FAILED, RUNNING = "done", "failed", "running"
@@ -48,8 +49,7 @@ class Outcomes:
 
 def _worker() -> dict[str, Any]:
     found = {"host": socket.gethostname(), "pid": os.getpid()}
-    if job := os.environ.get("SLURM_JOB_ID"):
-        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-        found["slurm"] = f"{array}_{task}" if array else job
+    if job := slurm_job():
+        found["slurm"] = job
         found["restart"] = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     return found

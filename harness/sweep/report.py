@@ -12,6 +12,7 @@ from harness import ranks
 from harness.sweep import plan as plans
 from harness.sweep import slurm
 from harness.sweep.outcomes import DONE, FAILED, Outcomes
+from harness.sweep.status import short
 
 Entry = tuple[plans.Item, dict[str, Any] | None]
 
@@ -35,8 +36,9 @@ def report(folder: Path, show: Callable[[Sequence[dict[str, Any]]], None]) -> in
 def _submitted(folders: Sequence[Path], jobs: Sequence[Path]) -> int:
     cells = sum(len(job) for folder in folders for job in plans.load(folder).jobs)
     numbers = ", ".join(job.read_text().strip() for job in jobs)
-    print(f"submitted: SLURM job {numbers}, {cells} cells; logs: {folders[0]}/logs")
-    print(f"status: python scripts/submit.py --status {shlex.quote(str(folders[0]))}", flush=True)
+    folder = short(folders[0])
+    print(f"submitted: SLURM job {numbers}, {cells} cells; logs: {folder}/logs")
+    print(f"status: python scripts/submit.py --status {shlex.quote(folder)}", flush=True)
     return 0
 
 
@@ -54,7 +56,7 @@ def _verdict(entries: Sequence[Entry], folder: Path) -> int:
         bad += 1
         reason = outcome["error"] if state == FAILED else _unfinished(outcome, folder)
         log = (outcome or {}).get("log")
-        where = f" (log: {log})" if log else ""
+        where = f" (log: {short(log)})" if log else ""
         print(f"failed: [{item.number}] {item.overrides}: {reason}{where}", file=sys.stderr)
     seconds = sum((o or {}).get("seconds", 0.0) for _, o in entries)
     good, before = len(entries) - bad, sum("before" in (o or {}) for _, o in entries)
@@ -68,4 +70,4 @@ def _verdict(entries: Sequence[Entry], folder: Path) -> int:
 
 def _unfinished(outcome: dict[str, Any] | None, folder: Path) -> str:
     begun = "its worker ended in the middle" if outcome else "no worker came to it"
-    return f"{begun} (logs below {folder})"
+    return f"{begun} (logs below {short(folder)})"

@@ -52,7 +52,16 @@ class State:
         shown = {"score": score, "answered": self.answered or None, "on": self.where or None}
         pairs = [f"{k}={v}" for k, v in shown.items() if v is not None]
         told = [self.reason] if self.reason else []
-        return "  ".join([*pairs, *told, *([f"(log: {self.log})"] if self.log else [])])
+        log = [f"(log: {short(self.log)})"] if self.log else []
+        return "  ".join([*pairs, *told, *log])
+
+
+def short(path: Path | str) -> str:
+    """A path as one would type it here."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def newest(results: Path) -> Path:
@@ -145,7 +154,7 @@ def show(folder: Path) -> int:
     for item, state in zip(plans.load(folder).items, found, strict=True):
         print(f"{state.name:<12}{item.overrides}  {state.text()}".rstrip())
     count = Counter(state.name for state in found)
-    print(f"{folder}: " + ", ".join(f"{count[name]} {name}" for name in STATES if count[name]))
+    print(f"{short(folder)}: " + ", ".join(f"{count[name]} {name}" for name in STATES if count[name]))
     sys.stdout.flush()
     if count[DONE] + count[FAILED] < len(found):
         return NOT_FINISHED
