@@ -109,13 +109,13 @@ def test_the_table_tells_reasons_logs_and_jobs(mixed):
     assert "cells: 1 done, 2 failed, 17 missing, 1 running" in text
     assert "RuntimeError: out of memory (log: /some/where/log.txt)" in text
     assert "stopped before it was finished; in SLURM job 4711_0" in text
-    assert "no worker came to it yet; in SLURM job 4711_2" in text
     done = subprocess.run(
         [sys.executable, ROOT / "scripts/submit.py", "--status", "--results", results],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == status.NOT_FINISHED, done.stderr
     assert "1 done, 1 running, 1 failed, 1 interrupted, 17 waiting" in done.stdout
+    assert "no worker came to it yet; in SLURM job 4711_2" in done.stdout
     assert "RuntimeError: out of memory  (log: /some/where/log.txt)" in done.stdout
     assert len(done.stdout.splitlines()) == 22
 

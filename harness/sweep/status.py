@@ -154,7 +154,8 @@ def show(folder: Path) -> int:
     for item, state in zip(plans.load(folder).items, found, strict=True):
         print(f"{state.name:<12}{item.overrides}  {state.text()}".rstrip())
     count = Counter(state.name for state in found)
-    print(f"{short(folder)}: " + ", ".join(f"{count[name]} {name}" for name in STATES if count[name]))
+    told = ", ".join(f"{count[name]} {name}" for name in STATES if count[name])
+    print(f"{short(folder)}: {told}")
     sys.stdout.flush()
     if count[DONE] + count[FAILED] < len(found):
         return NOT_FINISHED
