@@ -12,6 +12,7 @@ standing for all layers.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -337,13 +338,16 @@ def attention_cases(n: int, model: Model, device: str) -> list[Case]:
 
 
 def clock(run: Callable[[], object], device: str) -> float:
+    """Seconds; of one CPU thread its CPU time, to which other work on the machine adds nothing."""
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    now = time.process_time if alone else time.perf_counter
     if device != "cpu":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = now()
     run()
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return now() - start
 
 
 def race(case: Case, device: str, repeats: int) -> tuple[float, float]:
@@ -425,6 +429,7 @@ def main() -> int:
     model = Model(256, 512, 4, 8, 2, 64, 144) if args.quick else Model()
     sizes = (144, 576) if args.quick else (576, 2304)
     print(f"torch {torch.__version__}, {args.device}, {args.threads} thread(s), float32")
+    print("load of the machine: " + ", ".join(f"{n:.1f}" for n in os.getloadavg()))
     with torch.no_grad():
         met = [report(n, model, args.device, args.repeats) for n in sizes]
     print("\nMACs, time: share of an 8B prefill. FastV's row and FitPrune's sums are compared with")

@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from methods import ops
 from methods.base import SelectionShape, View, choice
 from methods.crops import CropMethod
 from methods.registry import register
@@ -26,28 +25,42 @@ def question_relevance(similarity: Tensor) -> Tensor:
 
 
 class _CosineRows:
-    """Rows of the cosine matrices of ``u [B, N, d]``, formed when asked for.
+    """Rows of the cosine matrices of ``x [B, N, d]``, formed when asked for.
 
     Together with a row come those of the tokens that are likely to be asked for next: a block of
-    rows costs little more than one, since either reads all of ``u``.
+    rows costs little more than one, since either reads all of ``x``.
     """
 
-    def __init__(self, u: Tensor, block: int) -> None:
-        self.u, self.block = u, min(block, u.shape[1])
-        self.crop = torch.arange(len(u), device=u.device)
-        self.rows = u.new_empty(len(u), 0, u.shape[1])
-        self.place = torch.full(u.shape[:2], -1, device=u.device)
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        # Rows are scaled when they are there: a normalised copy of x would cost more than they do.
+        norm = torch.linalg.vector_norm(x, dim=-1)
+        self.inverse = torch.where(norm > 0, norm.reciprocal(), 0.0)
+        self.crop = torch.arange(len(x), device=x.device)
+        self.rows: list[Tensor] = []  # [B, N] each
+        self.place = torch.full(x.shape[:2], -1, device=x.device)
 
-    def __call__(self, wanted: Tensor, likely: Tensor) -> Tensor:
-        """Rows ``[B, N]`` of the tokens ``wanted [B]``; ``likely [B, N]``: larger is sooner."""
-        if bool((self.place[self.crop, wanted] < 0).any()):
-            first = likely.masked_fill(self.place >= 0, -torch.inf)
-            top = ops.top_k(first.scatter(1, wanted[:, None], torch.inf), self.block)
-            places = self.rows.shape[1] + torch.arange(self.block, device=top.device)
-            self.place.scatter_(1, top, places.expand_as(top))
-            block = self.u[self.crop[:, None], top] @ self.u.mT
-            self.rows = torch.cat([self.rows, block], dim=1)
-        return self.rows[self.crop, self.place[self.crop, wanted]]
+    def __call__(self, wanted: Tensor, likely: Tensor, block: int) -> Tensor:
+        """Rows ``[B, N]`` of the tokens ``wanted [B]``; ``likely [B, N]``: larger is sooner.
+
+        What is not there yet comes with the ``block - 1`` likeliest others.
+        """
+        place = self.place[self.crop, wanted]
+        if bool((place < 0).any()):
+            self._fetch(wanted, likely, min(block, self.x.shape[1]))
+            place = self.place[self.crop, wanted]
+        found = [self.rows[p][b] for b, p in enumerate(place.tolist())]
+        return found[0][None] if len(found) == 1 else torch.stack(found)
+
+    def _fetch(self, wanted: Tensor, likely: Tensor, block: int) -> None:
+        first = likely.masked_fill(self.place >= 0, -torch.inf)
+        first[self.crop, wanted] = torch.inf
+        top = first.topk(block, dim=1).indices
+        number = len(self.rows) + torch.arange(block, device=top.device)
+        self.place.scatter_(1, top, number.expand_as(top))
+        rows = self.x[self.crop[:, None], top] @ self.x.mT
+        rows *= self.inverse.gather(1, top)[:, :, None]
+        self.rows += rows.mul_(self.inverse[:, None]).unbind(1)
 
 
 def greedy_dpp(x: Tensor, relevance: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -63,29 +76,34 @@ def greedy_dpp(x: Tensor, relevance: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         Chosen tokens ``[B, k]`` in order, and the gain of each, its conditional variance.
     """
-    u, crop = ops.unit(x), torch.arange(len(x), device=x.device)
-    cosines = _CosineRows(u, max(1, k // 16))
+    crop = torch.arange(len(x), device=x.device)
+    cosines = _CosineRows(x)
+    # The first picks have nothing in common and do not tell who is next.
+    alone, block = k // 6, 16 if k >= 48 else max(1, k // 16)
     # A cosine with itself is 1: computed, it would decide ties of equal relevance by rounding.
-    initial = relevance.square() * (u != 0).any(dim=-1)
+    initial = relevance.square() * (cosines.inverse > 0)
     variance, spent_below = initial.clone(), 1e-4 * initial.amax(dim=1)
-    rows = x.new_zeros(len(x), k, x.shape[1])
+    rows = x.new_empty(len(x), k, x.shape[1])
     order = torch.empty(len(x), k, dtype=torch.long, device=x.device)
     gains = x.new_empty(len(x), k)
     for step in range(k):
         gain, chosen = variance.max(dim=1)
         if bool((spent := gain <= spent_below).any()):
-            rows[spent] = 0
+            rows[spent, :step] = 0
             variance[spent] = initial[spent].scatter(1, order[spent, :step], -torch.inf)
             gain, chosen = variance.max(dim=1)
         order[:, step], gains[:, step] = chosen, gain
-        kernel = relevance[crop, chosen, None] * relevance * cosines(chosen, variance)
-        known = rows[:, :step]
-        explained = (known[crop, :, chosen].unsqueeze(1) @ known).squeeze(1)
+        if step == k - 1:
+            break  # nobody asks what the last one explains
+        known, row = rows[:, :step], rows[:, step]
+        cosine = cosines(chosen, variance, 1 if step < alone else block)
+        torch.mul(cosine, relevance, out=row)
+        row *= relevance[crop, chosen, None]
+        row -= (known[crop, :, chosen].unsqueeze(1) @ known).squeeze(1)
         # A token without any variance (norm or relevance zero) conditions nothing.
-        scale = torch.where(gain > 0, gain, torch.inf).rsqrt()[:, None]
-        rows[:, step] = (kernel - explained) * scale
-        variance = variance - rows[:, step].square()
-        variance.scatter_(1, order[:, : step + 1], -torch.inf)
+        row *= torch.where(gain > 0, gain, torch.inf).rsqrt()[:, None]
+        variance -= row.square()
+        variance[crop, chosen] = -torch.inf
     return order, gains
 
 
@@ -142,7 +160,10 @@ class CDPruner(CropMethod):
         ]
 
     def cost(self, shape: SelectionShape) -> int:
-        """k kernel rows and k^2 N / 2 for their orthogonalisation; the text tower is not ours."""
+        """k kernel rows and k^2 N / 2 for their orthogonalisation; the text tower is not ours.
+
+        Rows formed ahead come on top, up to three times as many: memory costs more than they do.
+        """
         sizes = shape.tile_tokens if self.scope == "per_tile" else shape.views
         return sum(self.count(n) * n * (shape.width + self.count(n) // 2) for n in sizes)
 
