@@ -34,11 +34,12 @@ def heat_maps(file: Path) -> Any:
         for axis in axes[number]:
             axis.set_axis_off()
     made.suptitle(str(stored["question"]).splitlines()[0], fontsize=9)
+    made.supxlabel("tokens ranked within each panel by what they hold; bright: most", fontsize=7)
     return made
 
 
 def norms(files: Sequence[Path]) -> Any:
-    """Figure 1b: l2 norms of foreground and background tokens over all probes."""
+    """Figure 1b: l2 norms of all, foreground and background tokens over all probes."""
     if not files:
         raise ConfigError("no probes stored; run: python scripts/figures.py probe")
     front, back = [], []
@@ -50,13 +51,16 @@ def norms(files: Sequence[Path]) -> Any:
             back.append(stored[f"norm_{number}"][~mask])
     fore, rest = np.concatenate(front), np.concatenate(back)
     edges = np.linspace(0, np.quantile(np.concatenate([fore, rest]), 0.995), 50)
-    made, axes = paper.figure(1, 1, 4.2, 2.8)
+    made, axes = paper.figure(1, 1, 4.2, 3.2)
     axis = axes[0, 0]
     for values, name, color in ((fore, "foreground", "#D55E00"), (rest, "background", "#0072B2")):
         axis.hist(values, bins=edges, density=True, alpha=0.55, color=color,
-                  label=f"{name} ({len(values)} tokens)")  # fmt: skip
+                  label=f"{name} ({len(values)})")  # fmt: skip
         axis.axvline(np.median(values), color=color, lw=1, ls="--")
+    every = np.concatenate([fore, rest])
+    axis.hist(every, bins=edges, density=True, histtype="step", color="black", lw=1,
+              label=f"all ({len(every)})")  # fmt: skip
     axis.set(xlabel="l2 norm of a token behind the projector", ylabel="density")
     axis.set_title("foreground: half of the CLS attention; dashed: medians", fontsize=8)
-    axis.legend()
+    made.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return made
