@@ -13,6 +13,8 @@ from typing import Any
 from harness import checkpoint, hub
 from harness.errors import ConfigError
 
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
 
 @dataclass(frozen=True)
 class Found:
@@ -23,12 +25,16 @@ class Found:
 
 
 def wanted(method: dict[str, Any]) -> bool:
-    """True for methods that compare patches with the question in CLIP's space."""
-    if method.get("relevance") == "clip":
-        return True
-    if method.get("first") != "cdpruner":
-        return False
-    return (method.get("first_options") or {}).get("relevance", "clip") == "clip"
+    """True for methods that compare patches with the question in CLIP's space.
+
+    They have an option ``relevance``, whose value ``clip`` says so.
+    """
+    from harness import known
+
+    first = method.get("first")  # of a composed method
+    inner = known.entries(CONF, "method", str(first)) or {} if first else {}
+    parts = [method, {**inner, **(method.get("first_options") or {})}]
+    return any(part.get("relevance") == "clip" for part in parts)
 
 
 def find(config: dict[str, Any]) -> Found | None:
