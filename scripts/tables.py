@@ -2,7 +2,10 @@
 
     python scripts/tables.py [--csv | --markdown] [--results DIR]      every finished cell
     python scripts/tables.py table=NAME status|plan|show|export        a table of conf/table
-        [model=... data=...] [compare=paper] [ci=true] [results=DIR] [out=DIR]
+        [model=... data=... bench.subset=10%]   settings of all its cells
+        [compare=paper]  the published value and the difference    [ci=true]     intervals
+        [agree=true]     answers equal to the unpruned model's     [cost=flops]  how compute counts
+        [results=DIR] [out=DIR]
 """
 
 from __future__ import annotations

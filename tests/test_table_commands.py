@@ -230,6 +230,17 @@ def test_the_numbers_are_those_of_the_store(filled, table):
     assert 50 < gprune.agreement < 100
 
 
+def test_agreement_with_the_unpruned_model_stands_in_each_cell(filled, table):
+    grid = analysis.build(table, filled)
+    share = value(grid, "gprune", "gqa").agreement
+    text = render.text(grid, render.Options(agree=True))
+    assert f" ={share:.0f}%" in text and "equal to the unpruned model's" in text
+    assert "=100%" not in text  # nothing beside the unpruned model itself
+    assert command.parse([f"table={TABLE}", "agree=true"]).options.agree
+    with pytest.raises(ConfigError, match="ci must be true or false"):
+        command.parse([f"table={TABLE}", "ci=yes"])
+
+
 def test_rows_are_tested_against_the_best_and_against_random(filled, table):
     grid = analysis.build(table, filled)
     gprune, l2norm = value(grid, "gprune", "gqa"), value(grid, "l2_norm_only", "gqa")

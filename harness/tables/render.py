@@ -49,6 +49,7 @@ class Options:
 
     ci: bool = False
     paper: bool = False
+    agree: bool = False
 
 
 def heading(column: str) -> str:
@@ -97,6 +98,8 @@ def body(grid: Grid, row: Row, column: str, options: Options) -> str:
         text += f"±{value.spread:.2f}"
     if options.ci and value.low is not None and value.high is not None:
         text += f" [{value.low:.1f}, {value.high:.1f}]"
+    if options.agree and value.agreement is not None and not row.is_baseline:
+        text += f" ={value.agreement:.0f}%"
     return text
 
 
@@ -341,6 +344,8 @@ def notes(grid: Grid, options: Options) -> list[str]:
         told.append(f"{HOLES[lookup.DONE]} cannot be computed, see the CSV")
     if any(value.spread is not None for value in grid.values.values()):
         told.append("± standard deviation over the seeds of random")
+    if options.agree:
+        told.append("=: share of answers equal to the unpruned model's")
     if options.paper:
         told += _paper_notes(grid)
     return told

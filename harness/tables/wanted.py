@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from harness import benches, cell, known
-from harness.errors import ConfigError, unknown
+from harness.errors import ConfigError, did_you_mean, unknown
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 GROUPS = ("model", "method", "bench", "engine", "data", "timing")
@@ -82,10 +82,15 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
     for name in path:
         place = place.get(name)
         if not isinstance(place, dict):
-            raise ConfigError(unknown("option", key, known_options(config)))
+            raise _no_option(key, config)
     if last not in place:
-        raise ConfigError(unknown("option", key, known_options(config)))
+        raise _no_option(key, config)
     place[last] = value
+
+
+def _no_option(key: str, config: Mapping[str, Any]) -> ConfigError:
+    near = did_you_mean(key, known_options(config))
+    return ConfigError(f"unknown option '{key}'{near} (python run.py --cfg job lists them)")
 
 
 def known_options(config: Mapping[str, Any]) -> list[str]:
