@@ -79,7 +79,7 @@ class Lease:
             for file in self.file.parent.glob(f"{_PREFIX}*"):
                 file.unlink(missing_ok=True)
         elif self.file.exists():
-            _write(self.file, {**_me(), "released": True})
+            _write(self.file, {**myself(), "released": True})
 
 
 def check(folder: Path, number: int) -> None:
@@ -109,7 +109,7 @@ def acquire(folder: Path, expiry: float = EXPIRY) -> Lease:
     except FileExistsError:
         raise Busy(_busy(mine)) from None
     with os.fdopen(descriptor, "w") as stream:
-        json.dump({**_me(), "expiry": expiry}, stream)
+        json.dump({**myself(), "expiry": expiry}, stream)
     if _highest(folder) != number + 1:  # all numbers went and came again since we looked
         mine.unlink(missing_ok=True)
         raise Busy(_busy(folder / f"{_PREFIX}{_highest(folder)}"))
@@ -128,6 +128,18 @@ def holder(folder: Path, expiry: float = EXPIRY) -> dict[str, Any] | None:
     return {**owner, "age": age}
 
 
+def alive(owner: dict[str, Any], file: Path, expiry: float = EXPIRY) -> bool:
+    """True unless a process is known to be dead, or ``file`` was not touched for so long.
+
+    Args:
+        owner: who it is, from :func:`myself` in that process.
+        file: what it touches now and then.
+        expiry: in seconds.
+    """
+    age = _age(file)
+    return age is not None and not _free(owner, age, expiry)
+
+
 def _refuse_if_held(file: Path, expiry: float) -> None:
     owner, age = _read(file), _age(file)
     if owner is None or age is None:
@@ -143,7 +155,7 @@ def _free(owner: dict[str, Any], age: float, expiry: float) -> bool:
 
 def _dead(owner: dict[str, Any]) -> bool:
     """True if the holder certainly does not live any more; False if that cannot be known."""
-    me = _me()
+    me = myself()
     same_job = owner.get("slurm") and owner["slurm"] == me["slurm"]
     if same_job and owner.get("restart", 0) < me["restart"]:
         return True
@@ -152,7 +164,8 @@ def _dead(owner: dict[str, Any]) -> bool:
     return _start_time(owner["pid"]) != owner["start"]
 
 
-def _me() -> dict[str, Any]:
+def myself() -> dict[str, Any]:
+    """This process, so that others can tell whether it lives."""
     environment = os.environ
     return {
         "host": f"{socket.gethostname()}/{_boot()}",

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from harness import cli, lease
+from harness.sweep import outcomes as outcomes_module
 from harness.sweep import plan as plans
 from harness.sweep import status
 from harness.sweep.outcomes import DONE, FAILED, RUNNING, Outcomes
@@ -151,3 +153,34 @@ def test_a_lease_lasts_as_long_as_its_holder_said(tmp_path):
     with pytest.raises(lease.Busy):
         lease.acquire(tmp_path, expiry=120)
     held.release(False)
+
+
+def test_a_worker_that_still_prepares_its_cell_is_running_until_it_dies(tmp_path):
+    """It reads a checkpoint for minutes, say, before it takes the lease of the cell."""
+    config = {"task": "cell", "force": False}
+    item = plans.Item(0, "cell 0", "gqa", config, {}, "k", str(tmp_path / "not/there/yet"))
+    plan = plans.Plan(tmp_path, (item,), ((0,),))
+    code = "import sys, time; from pathlib import Path; from harness import lease\n"
+    code += "from harness.sweep.outcomes import RUNNING, Outcomes\n"
+    code += "Outcomes(Path(sys.argv[1])).note(0, RUNNING, owner=lease.myself())\n"
+    code += "print('noted', flush=True); time.sleep(60)"
+    worker = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
+    worker.stdout.readline()
+    assert status.cell(plan, 0).name == "running"
+    worker.kill()
+    worker.wait()
+    assert status.cell(plan, 0).name == "interrupted"
+
+
+def test_a_worker_on_another_machine_is_running_while_it_gives_signs(tmp_path, monkeypatch):
+    monkeypatch.setattr(outcomes_module, "BEAT", 0.05)
+    outcomes = Outcomes(tmp_path)
+    outcomes.note(0, RUNNING, owner={**lease.myself(), "host": "elsewhere"})
+    past = outcomes.file(0).stat().st_mtime - 300
+    os.utime(outcomes.file(0), (past, past))
+    assert not outcomes.alive(0)
+    with outcomes.beating(0):
+        deadline = time.monotonic() + 10
+        while not outcomes.alive(0):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)

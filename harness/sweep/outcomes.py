@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.lease import slurm_job
+from harness import lease
 from harness.store import write_atomic
 
+BEAT = 20.0  # seconds between two signs of life
 DONE, FAILED, RUNNING = "done", "failed", "running"
 
 
@@ -25,14 +29,42 @@ class Outcomes:
         """Write what is known about a cell now; replaces what was known before."""
         self.folder.mkdir(parents=True, exist_ok=True)
         entry = {"state": state, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **_worker(), **content}
-        write_atomic(self.folder / f"{name}.json", json.dumps(entry) + "\n")
+        write_atomic(self.file(name), json.dumps(entry) + "\n")
 
     def get(self, name: int | str) -> dict[str, Any] | None:
         """What is known about one cell."""
         try:
-            return json.loads((self.folder / f"{name}.json").read_text())
+            return json.loads(self.file(name).read_text())
         except FileNotFoundError:
             return None
+
+    def file(self, name: int | str) -> Path:
+        """Where it stands what is known about one cell."""
+        return self.folder / f"{name}.json"
+
+    @contextlib.contextmanager
+    def beating(self, name: int | str) -> Iterator[None]:
+        """While a worker is at a cell, from before it has the cell's lease: it lives."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(BEAT):
+                with contextlib.suppress(OSError):
+                    os.utime(self.file(name))
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def alive(self, name: int | str) -> bool:
+        """True if the worker that noted a running cell is not known to be dead, or silent."""
+        entry = self.get(name)
+        owner = (entry or {}).get("owner")
+        return owner is not None and lease.alive(owner, self.file(name))
 
     def settled(self, name: int | str) -> bool:
         """True if nothing is left to do for a cell in this sweep."""
@@ -49,7 +81,7 @@ class Outcomes:
 
 def _worker() -> dict[str, Any]:
     found = {"host": socket.gethostname(), "pid": os.getpid()}
-    if job := slurm_job():
+    if job := lease.slurm_job():
         found["slurm"] = job
         found["restart"] = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     return found

@@ -92,7 +92,8 @@ def cells(folder: Path) -> list[State]:
 
 def cell(plan: plans.Plan, place: int) -> State:
     """The state of one cell of a sweep."""
-    item, outcome = plan.items[place], Outcomes(plan.folder).get(place) or {"state": WAITING}
+    item, outcomes = plan.items[place], Outcomes(plan.folder)
+    outcome = outcomes.get(place) or {"state": WAITING}
     directory = item.directory or outcome.get("directory")
     if outcome["state"] == DONE:
         return State(DONE, score=(outcome.get("result") or {}).get("score"))
@@ -102,6 +103,8 @@ def cell(plan: plans.Plan, place: int) -> State:
     where, queued = _where(outcome), _queued(plan, place)
     if outcome["state"] == FAILED:
         return State(FAILED, outcome["error"], outcome.get("log"), now.answered, where)
+    if outcome["state"] == RUNNING and outcomes.alive(place):
+        return State(RUNNING, "", now.log, now.answered, where)  # it has not begun to answer
     if outcome["state"] == RUNNING or now.answered:
         reason = f"stopped before it was finished{queued}"
         return State(INTERRUPTED, reason, now.log, now.answered, where)

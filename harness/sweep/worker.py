@@ -63,10 +63,12 @@ def _attempt(
     if not again:
         print(f"[{item.number}] {item.overrides}", flush=True)
     note = _silent if ranks.secondary() else outcomes.note
-    note(place, RUNNING, **_whereabouts(item))
+    note(place, RUNNING, owner=lease.myself(), **_whereabouts(item))
+    alive = contextlib.nullcontext() if ranks.secondary() else outcomes.beating(place)
     start = time.perf_counter()
     try:
-        result = run(item)
+        with alive:
+            result = run(item)
     except (lease.Busy, lease.Lost) as error:
         if not again:
             print(f"[{item.number}] later: {error}", flush=True)
