@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,10 +13,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from harness import lease
+from harness import lease, stats
 from harness.cell import canonical_json
 from harness.errors import ConfigError
-from harness.tables import analysis, command, cost, lookup, published, render, spec, wanted
+from harness.tables import analysis, command, cost, lookup, published, render, samples, spec, wanted
 from tests import table_tools as tools
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,6 +143,24 @@ def test_a_cell_named_twice_is_planned_once(tmp_path):
     assert command.plan(request).count("python run.py data=") == 21  # 24 less 3 of the defaults
 
 
+def test_the_plan_keeps_what_was_changed(tmp_path):
+    request = command.parse([f"table={TABLE}", "bench.limit=8", f"results={tmp_path}"])
+    told = command.plan(request).splitlines()
+    assert sum("bench.limit=8" in line for line in told) == 1 + 21
+
+
+def test_the_time_left_grows_with_the_samples(tmp_path, table):
+    big, small = table.cells()[0], table.cells()[-1]
+    tools.put(tmp_path, big, tools.right_wrong(0.5, n=3600))  # 4 s
+    tools.put(tmp_path, small, tools.right_wrong(0.5, n=36), wall_s=360.0)
+    found = lookup.find(table, tmp_path)
+    left = {f.wanted.bench: f for f in found if not f.done}
+    assert command.estimate([*found[:1], found[-1], left["textvqa"]]).endswith(
+        "1 cells to run, about 6 min one after another"
+    )
+    assert "a minute" in command.estimate([*found[:1], found[-1], left["gqa"]])
+
+
 def test_holes_are_printed_and_never_averaged(tmp_path, table):
     for cell in table.cells():
         if (cell.row.name, cell.bench) != ("gprune", "pope"):
@@ -251,6 +270,99 @@ def test_rows_are_tested_against_the_best_and_against_random(filled, table):
     assert "best" not in gprune.against
 
 
+def test_p_values_are_adjusted_over_the_row(filled, table):
+    grid = analysis.build(table, filled)
+    for row in table.rows:
+        for name in ("best", "random"):
+            values = [grid.at(row, bench) for bench in table.benches]
+            tested = [v for v in values if name in v.against]
+            raw = [v.against[name].p for v in tested]
+            assert [v.adjusted[name] for v in tested] == stats.holm(raw)
+            assert not raw or row.name != "l2_norm_only" or raw < [v.adjusted[name] for v in tested]
+
+
+def test_random_at_the_same_ratio_is_what_a_row_is_tested_against(tmp_path):
+    table = spec.load("gprune_table1", {"model": "embedded", "data": "mini"})
+    tools.fill(tmp_path, table)
+    grid = analysis.build(table, tmp_path, statistics=False)
+    for row in table.rows[4:]:
+        assert analysis._random_rival(grid, row, [], "gqa").row.key == f"random {row.ratio:g}"
+
+
+def test_agreement_over_a_part_of_the_columns_is_a_hole(filled, table):
+    import shutil
+
+    table = dataclasses.replace(table, extras=("agreement",))
+    assert value(analysis.build(table, filled), "gprune", "agreement").value > 50
+    shutil.rmtree(next(filled.glob("runs/gqa/*/none-0-*")))
+    assert value(analysis.build(table, filled), "gprune", "agreement").value is None
+
+
+def changed_entries(results, pattern, change):
+    for file in results.glob(f"runs/{pattern}/samples.jsonl"):
+        entries = [json.loads(line) for line in file.read_text().splitlines()]
+        entries = [new for e in entries for new in change(e)]
+        file.write_text("".join(json.dumps(e) + "\n" for e in entries))
+
+
+def test_questions_about_one_image_are_not_independent(filled, table):
+    def paired(entry):
+        return [{**entry, "image_id": f"i{entry['doc_id'] // 2}"}]
+
+    before = value(analysis.build(table, filled), "l2_norm_only", "gqa").against["best"]
+    changed_entries(filled, "gqa/*/*", paired)
+    after = value(analysis.build(table, filled), "l2_norm_only", "gqa").against["best"]
+    assert (before.test, after.test) == ("McNemar", "paired bootstrap")
+
+
+def test_rows_that_answered_other_questions_are_not_tested(filled, table):
+    changed_entries(filled, "gqa/*/gprune-*", lambda e: [{**e, "doc_id": e["doc_id"] + 1}])
+    grid = analysis.build(table, filled)
+    assert value(grid, "gprune", "gqa").against == {}
+    assert value(grid, "gprune", "pope").against
+
+
+def test_the_last_answer_of_a_sample_counts(filled, table):
+    before = value(analysis.build(table, filled), "gprune", "gqa")
+    changed_entries(filled, "gqa/*/gprune-*", lambda e: [{**e, "score": 0.0}, e])
+    after = value(analysis.build(table, filled), "gprune", "gqa")
+    assert (after.low, after.value) == (before.low, before.value) and not after.reason
+
+
+def test_mme_is_its_perception_part(tmp_path):
+    lines = []
+    for doc in range(8):
+        kind = "count" if doc < 4 else "code_reasoning"
+        lines.append({"doc_id": doc, "answer": "yes", "error": None, "score": 100.0 * (doc < 4),
+                      "image_id": f"i{doc // 2}", "question_id": f"{kind}/{doc // 2}"})  # fmt: skip
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines))
+    found = samples.load(tmp_path, "mme", 200.0)
+    assert found.ids == (0, 1, 2, 3) and found.statistic().observed() == 200
+
+
+def test_where_less_is_better_the_least_is_best(filled, table, monkeypatch):
+    monkeypatch.setattr(analysis, "higher_is_better", lambda cell: False)
+    grid = analysis.build(table, filled)
+    assert value(grid, "random", "gqa").best and not value(grid, "gprune", "gqa").best
+    assert analysis.NOT_FROM_RANDOM in value(grid, "gprune", "gqa").marks
+
+
+def test_points_have_no_part_in_an_average_of_per_cent(tmp_path, table, monkeypatch):
+    tools.fill(tmp_path, table)
+    for file in tmp_path.glob("runs/gqa/*/*/result.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "score": 1500.0}))
+    real = analysis.benches.for_engine
+
+    def points(bench, *others):
+        return {**real(bench, *others), **({"unit": "points"} if bench["name"] == "gqa" else {})}
+
+    monkeypatch.setattr(analysis.benches, "for_engine", points)
+    grid = analysis.build(table, tmp_path, statistics=False)
+    both = [value(grid, "gprune", bench).value for bench in ("pope", "textvqa")]
+    assert value(grid, "gprune", "gqa").value == 1500
+    assert value(grid, "gprune", "average").value == pytest.approx(sum(both) / 2)
+
+
 def test_what_is_not_better_than_random_is_marked(tmp_path, table):
     def alike(cell):
         return tools.right_wrong(0.5, seed=len(cell.row.key) + cell.config["seed"])
@@ -284,8 +396,6 @@ def test_latex_has_booktabs_and_escapes(filled, table):
 
 
 def test_latex_escapes_what_stands_behind_marks_and_in_labels(filled, table):
-    import dataclasses
-
     rows = tuple(
         dataclasses.replace(r, label=r"50 %_a & b\c {d} $e$ #f ~^") if r.name == "gprune" else r
         for r in table.rows
@@ -320,6 +430,13 @@ def test_latex_compiles(filled, table, tmp_path):
     done = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-600:]
     assert (tmp_path / "t.pdf").stat().st_size > 5000
+
+
+def test_a_label_is_no_markup(filled, table):
+    rows = (dataclasses.replace(table.rows[0], label="<b>x</b>"), *table.rows[1:])
+    grid = analysis.build(dataclasses.replace(table, rows=rows), filled, statistics=False)
+    text = render.html_page(grid, PLAIN)
+    assert "<b>x</b>" not in text and "&lt;b&gt;x&lt;/b&gt;" in text
 
 
 def test_the_foot_file_names_every_run(filled, table):
@@ -453,6 +570,19 @@ def test_compute_counted_otherwise_is_marked_and_explained(filled, table):
     assert render.MEANING[analysis.OTHER_COUNT] in "\n".join(render.notes(grid, PLAIN))
     asked = analysis.build(spec.load(TABLE, cost="macs"), filled, statistics=False)
     assert value(asked, "gprune", "macs").marks == []  # now it is what the column says
+
+
+def test_the_selection_counts_where_the_convention_says_so(filled, table):
+    cell = lookup.find(table, filled)[-4]
+    assert cell.wanted.row.name == "gprune"
+
+    def spent(convention):
+        return cost.count(cell.wanted.config, cell.result, convention).tera
+
+    before = {name: spent(name) for name in ("macs", "paper_gprune")}
+    changed_entries(filled, "*/*/gprune-*", lambda e: [{**e, "macs": {"selection": 10**9}}])
+    assert spent("macs") == pytest.approx(before["macs"] + 1e-3)
+    assert spent("paper_gprune") == before["paper_gprune"]
 
 
 def test_compute_of_two_conventions_is_never_averaged(filled, table):

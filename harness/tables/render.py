@@ -244,12 +244,18 @@ def html_page(grid: Grid, options: Options) -> str:
     """The table as a page of its own."""
     told = "".join(f"<li>{html.escape(line)}</li>" for line in notes(grid, options))
     title = html.escape(grid.table.title)
+    style = (
+        "body{font:15px/1.45 system-ui,sans-serif;margin:1.2em}.scroll{overflow-x:auto}"
+        "table{border-collapse:collapse;font-size:.94em;font-variant-numeric:tabular-nums}"
+        "td,th{padding:.28em .5em;text-align:right;white-space:nowrap;"
+        "border-bottom:1px solid #ddd}th:first-child{text-align:left}"
+        "sup{line-height:0;color:#667}.hole{color:#999}"
+    )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f"<title>{title}</title><style>body{{font:15px/1.4 system-ui,sans-serif;margin:2em}}"
-        "table{border-collapse:collapse}td,th{padding:.25em .6em;text-align:right;"
-        "border-bottom:1px solid #ddd}th[scope]{text-align:left}.hole{color:#999}</style>"
-        f"<h1>{title}</h1>{html_table(grid, options)}<ul>{told}</ul></html>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{style}</style><h1>{title}</h1>"
+        f'<div class="scroll">{html_table(grid, options)}</div><ul>{told}</ul></html>\n'
     )
 
 
