@@ -11,6 +11,7 @@ from typing import Any
 RATIO = 0.9
 COLUMNS = 6
 _STAGES = {
+    "input": "before the encoder",
     "projector": "before the LLM",
     "vision": "encoder scores, before the LLM",
     "layer": "inside the LLM",
@@ -40,9 +41,11 @@ def write(page: Path, checkpoint: Path, row: int = 3) -> list[Path]:
 
 
 def _kept(checkpoint: Path, names: list[str], row: int) -> tuple[dict, dict, dict[str, Any]]:
-    """Kept mask ``[rows, cols]`` in the last layer per method, remarks, and what was asked."""
+    """Kept mask ``[rows, cols]`` in the last layer per method (a picture where that is what the
+    method changes), remarks, and what was asked."""
     import PIL.Image
 
+    import methods
     from harness.answerer import chat_inputs
     from harness.data import mini
     from harness.engines.base import Question
@@ -55,7 +58,10 @@ def _kept(checkpoint: Path, names: list[str], row: int) -> tuple[dict, dict, dic
     inputs = chat_inputs(vlm, [question], [[image]])
     kept, notes = {}, {}
     for name in names:
-        mask, note = _one(vlm.model, name, inputs)
+        if methods.get(name).stage == "input":
+            mask, note = _changed(vlm, name, question, image)
+        else:
+            mask, note = _one(vlm.model, name, inputs)
         notes[name] = note
         if mask is not None:
             kept[name] = mask
@@ -90,6 +96,30 @@ def _one(model: Any, name: str, inputs: Any) -> tuple[Any, str]:
     return None, note
 
 
+def _changed(vlm: Any, name: str, question: Any, image: Any) -> tuple[Any, str]:
+    """The picture such a method leaves, or None, and what it removes."""
+    import torch
+
+    import methods
+    from harness.answerer import chat_inputs
+    from models import prune
+
+    cls = methods.get(name)
+    ratio = cls.example["ratio"] if cls.example["ratio"] == 1 else RATIO
+    with prune(vlm.model, name, ratio=ratio) as run, torch.inference_mode():
+        (pictures,), processor = run.reduce([[image]], vlm.processor)
+        inputs = chat_inputs(vlm, [question], [pictures], None, processor)
+        run.begin(["gallery"])
+        vlm.model(**inputs, use_cache=True)
+        record = run.take()[0]
+    note = f"removes {record.mean_removal:.1%} on average"
+    if not pictures:
+        return None, note
+    _, rows, cols = record.grids[0]
+    pixels = inputs["pixel_values"].shape[-2:]
+    return pictures[0].resize((pixels[1], pixels[0])), f"{note} ({rows} x {cols} tokens)"
+
+
 def _draw(kept: dict[str, Any], shown: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -98,8 +128,12 @@ def _draw(kept: dict[str, Any], shown: dict[str, Any], path: Path) -> None:
     axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
     for axis in axes:
         axis.axis("off")
+    width, height = shown["image"].size
     for axis, (name, mask) in zip(axes, kept.items(), strict=False):
-        width, height = shown["image"].size
+        if not hasattr(mask, "sum"):  # a smaller picture, nothing of it hidden
+            axis.imshow(mask, extent=(0, width, height, 0), interpolation="nearest")
+            axis.set_title(f"{name} ({mask.width} x {mask.height} pixels)", fontsize=9)
+            continue
         axis.imshow(shown["image"], extent=(0, width, height, 0), interpolation="nearest")
         veil = [[(1, 1, 1, 0.0 if cell else 0.82) for cell in line] for line in mask]
         axis.imshow(veil, extent=(0, width, height, 0), interpolation="nearest")

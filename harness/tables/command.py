@@ -1,4 +1,4 @@
-"""`python scripts/tables.py table=NAME status | plan | show | export`."""
+"""`python scripts/tables.py table=NAME status | plan | show | random | export`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import yaml
 from harness.cell import canonical_json
 from harness.errors import ConfigError, unknown
 from harness.store import write_atomic
-from harness.tables import analysis, controls, lookup, render, spec, speed
+from harness.tables import analysis, controls, lookup, render, spec, speed, verdicts
 from harness.tables.lookup import Found
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-VERBS = ("status", "plan", "show", "export")
-OWN = ("table", "results", "out", "compare", "ci", "cost", "controls")
+VERBS = ("status", "plan", "show", "random", "export")
+OWN = ("table", "results", "out", "compare", "ci", "agree", "cost", "controls")
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,19 @@ def parse(arguments: Sequence[str]) -> Request:
         table=table,
         results=results,
         out=Path(pairs.get("out", results / "tables")),
-        options=render.Options(ci=pairs.get("ci") == "true", paper=compare == "paper"),
+        options=render.Options(
+            ci=_switch(pairs, "ci"), paper=compare == "paper", agree=_switch(pairs, "agree")
+        ),
         changes=changes,
         filled_by=filled_by,
     )
+
+
+def _switch(pairs: Mapping[str, str], name: str) -> bool:
+    said = pairs.get(name, "false").lower()
+    if said not in ("true", "false"):
+        raise ConfigError(f"{name} must be true or false: got '{said}'")
+    return said == "true"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -75,6 +84,8 @@ def run(arguments: Sequence[str]) -> int:
     elif request.verb == "show":
         grid = analysis.build(request.table, request.results)
         print(render.text(grid, request.options))
+    elif request.verb == "random":
+        print(verdicts.markdown(analysis.build(request.table, request.results)), end="")
     else:
         for file in export(request):
             print(file)
