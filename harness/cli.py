@@ -160,8 +160,11 @@ def _inside_a_mapping(key: str, valid: Sequence[str]) -> bool:
 
 def _is_free(group: str, choice: str | None, config: dict[str, Any]) -> bool:
     """True if the keys of a group are not ours to know: own method classes, outside files."""
-    if group == "method" and config["method"].get("_target_"):
-        return True
+    if group == "method" and (
+        config["method"].get("_target_")
+        or config["method"]["name"] not in known.groups(CONF)["method"]  # by an entry point
+    ):
+        return True  # methods.build knows them, and names the nearest
     return choice is not None and known.entries(CONF, group, choice) is None
 
 

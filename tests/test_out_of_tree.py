@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,34 @@ def test_a_wrong_option_of_an_outside_method_names_the_nearest(package):
     )  # fmt: skip
     assert done.returncode == 2
     assert "did you mean 'power'" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_documented_line_finds_a_method_by_its_entry_point(tmp_path):
+    """The package and the line are those of docs/adding-a-method.md, as printed there."""
+    text = (ROOT / "docs" / "adding-a-method.md").read_text()
+    folder = tmp_path / "my_pkg"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    (folder / "my_file.py").write_text(code)
+    declared = re.search(r"```toml\n(.*?)```", text, re.DOTALL).group(1)
+    entries = tomllib.loads(declared)["project"]["entry-points"]["visual_token_pruning.methods"]
+    info = tmp_path / "my_pkg-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_pkg\nVersion: 1.0\n")
+    points = "\n".join(f"{name} = {place}" for name, place in entries.items())
+    (info / "entry_points.txt").write_text(f"[visual_token_pruning.methods]\n{points}\n")
+    lines = re.findall(r"python (run\.py method\.name=[^`\n]*)", text)
+    assert len(lines) == 2, "the plain line, and the one with an option"
+    for number, line in enumerate(lines):
+        results = tmp_path / f"results{number}"
+        done = run(tmp_path, *line.split(), "bench.limit=4", f"paths.results={results}")
+        assert done.returncode == 0, done.stderr
+        result = json.loads(next(results.glob("runs/**/result.json")).read_text())
+        assert result["method"] == result["identity"]["method"]["name"] == "my_pruner"
+        assert result["identity"]["method"].get("power", 1.0) == (0.5 if "power" in line else 1.0)
+        assert result["counters"]["removal"] == pytest.approx(0.9, abs=0.01)
+        assert result["n_failed"] == 0
+    typo = run(tmp_path, "run.py", "method.name=my_pruner", "+method.powr=1", "ratio=0.9")
+    assert typo.returncode == 2 and "power" in typo.stderr and "Traceback" not in typo.stderr
