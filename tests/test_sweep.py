@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -207,3 +208,20 @@ def test_without_slurm_the_error_says_what_works_here(checkpoint, tmp_path, caps
     monkeypatch.setenv("PATH", "/nowhere")
     assert sweep(checkpoint, tmp_path, "method=none", "hydra/launcher=slurm_array") == 1
     assert "sbatch is not on the PATH" in capsys.readouterr().err
+
+
+def test_values_of_this_cluster_reach_the_launchers_and_no_other_run(tmp_path):
+    """What conf/local/default.yaml says of the cluster; one sweep may say otherwise."""
+    from hydra import compose, initialize_config_dir
+
+    (tmp_path / "default.yaml").write_text("cluster:\n  partition: gpu\n  mem_gb: 64\n")
+    shutil.copytree(cli.CONF, tmp_path / "conf")
+    (tmp_path / "conf/local").mkdir(exist_ok=True)
+    (tmp_path / "default.yaml").rename(tmp_path / "conf/local/default.yaml")
+    with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
+        for name in ("slurm_array", "submitit_slurm"):
+            given = [f"hydra/launcher={name}", "hydra.launcher.mem_gb=8"]
+            config = compose("config", given, return_hydra_config=True)
+            made = config.hydra.launcher
+            assert (made.partition, made.mem_gb, made.timeout_min) == ("gpu", 8, 240)
+        assert compose("config", [], return_hydra_config=True).hydra.launcher.keys() == {"_target_"}
