@@ -129,6 +129,7 @@ def test_the_batch_script_says_what_was_asked_for(tmp_path):
                  "--array=0-1%4", "--signal=B:USR2@60", "--mail-type=END"):  # fmt: skip
         assert f"#SBATCH {line}" in text, line
     assert 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' in text
+    assert f"export HARNESS_JOB_LOG={tmp_path}/logs/job-$SLURM_ARRAY_TASK_ID.log" in text
     assert "account" not in text and "module load cuda" in text
 
 
@@ -170,7 +171,9 @@ def test_local_processes_finish_a_sweep_and_list_what_failed(checkpoint, tmp_pat
     assert sweep(checkpoint, tmp_path, *arguments) == 1
     out, err = capsys.readouterr()
     assert "sweep: 4 cells, 2 done, 2 failed" in out or "sweep: 3 cells, 2 done, 1 failed" in out
-    assert "failed: [3] method=random ratio=1.5: ratio must be" in err
+    (line,) = [x for x in err.splitlines() if "method=random ratio=1.5" in x]
+    assert line.startswith("failed: [3] ") and "ratio must be" in line
+    assert "/logs/job-" in line, "a cell that never began has no log but its job's"
     assert len(list(tmp_path.glob("runs/textvqa/embedded/*/result.json"))) == 2
     assert not list(tmp_path.glob("runs/textvqa/embedded/*/lease.*"))
     (log,) = tmp_path.glob("multirun/*/*/logs/job-0.log")
