@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -113,6 +114,14 @@ def test_every_row_of_the_paper_is_found(name):
     rows = {row.key for row in table.rows}
     for row, column in published.annotations(table):
         assert row in rows and column in [*table.benches, *table.extras]
+
+
+def test_a_published_value_belongs_to_method_ratio_and_option():
+    first, third = (published.values(spec.load(f"gprune_table{n}")) for n in (1, 3))
+    assert first["tome 0.9", "gqa"] == 59.72 and first["random 0.5", "gqa"] == 64.95
+    assert first["gprune 0.7", "throughput"] == 5.21 and first["baseline 0", "speedup"] == 1
+    assert third["threshold 0.7 threshold=0.7", "average"] == 71.99
+    assert third["iterations 0.7 iterations=50", "gqa"] == 64.05
 
 
 def test_a_typo_is_one_line():
@@ -338,6 +347,11 @@ def test_mme_is_its_perception_part(tmp_path):
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines))
     found = samples.load(tmp_path, "mme", 200.0)
     assert found.ids == (0, 1, 2, 3) and found.statistic().observed() == 200
+    apart = dataclasses.replace(found, images=(0, 1, 2, 3), score=200.0)
+    worse = dataclasses.replace(apart, scores=np.array([100.0, 100, 0, 100]), score=150.0)
+    assert samples.compare([apart], [worse]).test == "paired bootstrap"  # no mean of right or wrong
+    gqa = [dataclasses.replace(one, bench="gqa", score=one.scores.mean()) for one in (apart, worse)]
+    assert samples.compare(gqa[:1], gqa[1:]).test == "McNemar"
 
 
 def test_where_less_is_better_the_least_is_best(filled, table, monkeypatch):
