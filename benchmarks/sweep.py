@@ -2,15 +2,18 @@
 
     python benchmarks/sweep.py [--limit 40]
 
-All three in one run, one after another; answers must be equal. Printed: seconds, the ratio to
-separate processes, and where the time went (the cells' own work; the rest is starting Python,
-importing and loading the model).
+All three in one run, one after another; answers must be equal. Printed: seconds, CPU seconds (they
+do not depend on what else the machine does), both as ratios to separate processes, where the time
+went and where it was saved: the model's own work, the engine and the loading of the model within
+the cells, and what lies outside of them, which is starting Python and importing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -38,6 +41,7 @@ def main() -> int:
         }
         rows = {name: _timed(folder / str(n), way) for n, (name, way) in enumerate(ways.items())}
         answers = [_answers(folder / str(n)) for n in range(3)]
+    print(f"load of the machine at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     _show(rows)
     assert len(answers[0]) == len(CELLS), f"{len(answers[0])} cells"
     same = answers[0] == answers[1] == answers[2]
@@ -71,19 +75,26 @@ def _run(out: Path, arguments: list[str]) -> None:
 
 
 def _timed(out: Path, way) -> dict[str, float]:
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), _cpu()
     way(out)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, _cpu() - cpu
     results = [json.loads(f.read_text()) for f in out.glob("runs/*/*/*/result.json")]
     work = [r["counters"]["accuracy_pass"]["latency_s"] * r["n_samples"] for r in results]
     cells = sum(r["wall_s"] for r in results)
     return {
         "seconds": seconds,
+        "CPU": cpu,
         "model": sum(work),
         "engine, loading": cells - sum(work),
         "starting": seconds - cells,
         "shared calls": sum(r["shared_vision"] for r in results),
     }
+
+
+def _cpu() -> float:
+    """CPU seconds of the processes that have ended so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _answers(out: Path) -> dict[str, list]:
@@ -96,11 +107,18 @@ def _answers(out: Path) -> dict[str, list]:
 
 def _show(rows: dict[str, dict[str, float]]) -> None:
     first = rows["13 processes"]["seconds"]
-    names = ["seconds", "model", "engine, loading", "starting", "shared calls"]
-    print(f"{'':>14}" + "".join(f"{name:>17}" for name in names) + f"{'times faster':>17}")
+    base = rows["13 processes"]
+    parts = ["model", "engine, loading", "starting"]
+    names = ["seconds", "CPU", *parts, "shared calls"]
+    ratios = ["faster", "faster (CPU)"]
+    print(f"{'':>14}" + "".join(f"{name:>16}" for name in [*names, *ratios]))
     for name, row in rows.items():
-        shown = "".join(f"{row[n]:17.1f}" for n in names)
-        print(f"{name:>14}{shown}{first / row['seconds']:17.2f}")
+        shown = "".join(f"{row[n]:16.1f}" for n in names)
+        print(f"{name:>14}{shown}{first / row['seconds']:15.2f}x{base['CPU'] / row['CPU']:15.2f}x")
+    for name, before in (("one multirun", "13 processes"), ("... sharing", "one multirun")):
+        saved = {part: rows[before][part] - rows[name][part] for part in parts}
+        told = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in saved.items())
+        print(f"saved by {name}: {sum(saved.values()):.1f} s ({told})")
 
 
 if __name__ == "__main__":
