@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 
 import numpy as np
 import PIL.Image
@@ -92,6 +93,20 @@ def test_curves_hold_every_finished_cell_and_the_baseline(grid):
     expected = [100 * np.mean(tools.right_wrong(0.7 - r / 5) > 0) for r in (0.1, 0.9)]
     assert [lines["G-Prune"].get_ydata()[i] for i in (0, -1)] == pytest.approx(expected)
     assert axes.get_title() == "GQA" and len(made.axes) == 2
+    bars = next(c for c in axes.containers if c.get_label() == "G-Prune").lines[2][0]
+    (first, *_) = bars.get_segments()
+    row = next(r for r in grid.table.rows if r.key == "gprune 0.1")
+    value = grid.at(row, "gqa")
+    assert sorted(y for _, y in first) == pytest.approx([value.low, value.high])
+
+
+def test_cells_that_are_counted_otherwise_have_no_place_on_the_axis(grid, tmp_path):
+    before = {(p.label, p.ratio) for p in curves.points(grid, "gqa")}
+    for file in tmp_path.glob("runs/gqa/*/gprune-0.5-*/samples.jsonl"):
+        entries = [{**json.loads(x), "pruning": None} for x in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(e) + "\n" for e in entries))
+    left = {(p.label, p.ratio) for p in curves.points(grid, "gqa")}
+    assert before - left == {("G-Prune", 0.5)}
 
 
 def test_the_published_points_stand_where_the_text_puts_them(tmp_path):

@@ -9,9 +9,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from harness.report import page
+from harness.figures import geometry
+from harness.report import page, samples
 from harness.tables import analysis, spec
 from tests import table_tools as tools
 
@@ -54,6 +56,22 @@ def test_what_a_model_said_never_becomes_markup(made):
     assert len(data["samples"]) == 30 and data["benches"][0]["label"] == "GQA"
 
 
+def test_samples_on_which_the_rows_disagree_come_first():
+    agree, differ = {0: {"score": 1}, 1: {"score": 1}, 2: {"score": 0}}, {2: {"score": 1}}
+    journals = {"a": agree, "b": {**agree, **differ}}
+    assert samples._interesting(journals, 1) == [2]
+    assert samples._interesting(journals, 2) == [0, 2]
+
+
+def test_the_overlay_says_which_tokens_stay():
+    tokens = np.arange(6).reshape(2, 3)
+    panel = geometry.Panel("image", tokens, (0.0, 0.0, 1.0, 1.0))
+    alive = np.array([True, False, False, False, False, True])
+    assert samples._panel(panel, alive) == {
+        "n": "image", "r": 2, "c": 3, "k": "100001", "box": [0.0, 0.0, 1.0, 1.0]
+    }  # fmt: skip
+
+
 def test_the_page_is_the_same_twice(made):
     table = spec.load("mini_table2")
     again = page.build(analysis.build(table, made.parent), made.parent, limit=10)
@@ -81,7 +99,7 @@ def chromium(*arguments):
 @pytest.mark.slow
 def test_the_page_works_from_a_file_in_chromium(made):
     script = """<script>
-      byId("which").value = "lost"; byId("which").dispatchEvent(new Event("input"));
+      byId("method").value = "2"; byId("which").value = "lost"; byId("which").dispatchEvent(new Event("input"));
       const head = [...document.querySelectorAll("table.grid thead th")][2];
       head.click();
       document.body.dataset.lost = document.querySelectorAll("article").length;
@@ -94,7 +112,12 @@ def test_the_page_works_from_a_file_in_chromium(made):
     assert 'data-ready="yes"' in done.stdout, done.stderr[-400:]
     assert "pwned" not in re.search(r"<title>(.*?)</title>", done.stdout)[1]
     assert "&lt;/script&gt;" in done.stdout  # shown as text
-    assert int(re.search(r'data-lost="(\d+)"', done.stdout)[1]) > 0
+    stored = re.search(r'id="data">(.*?)</script>', made.read_text(), re.DOTALL)[1]
+    first = [s for s in json.loads(stored)["samples"] if s["bench"] == "gqa"]
+    assert json.loads(stored)["runs"][2] == "l2 norm only 0.7"
+    lost = [s for s in first if s["answers"]["0"]["s"] > 0 and s["answers"]["2"]["s"] == 0]
+    assert 0 < len(lost) < len(first)
+    assert int(re.search(r'data-lost="(\d+)"', done.stdout)[1]) == len(lost)
     order = [float(x) for x in re.search(r'data-order="([^"]*)"', done.stdout)[1].split()]
     assert order == sorted(order, reverse=True) and len(order) == 5
     assert 'data-wide="true"' in done.stdout
@@ -131,7 +154,6 @@ def test_a_picture_of_the_page(made, size, tmp_path):
     file = Path(tmp_path) / "shot.png"
     done = chromium(f"--window-size={size}", f"--screenshot={file}", made.as_uri())
     assert file.exists(), done.stderr[-400:]
-    import numpy as np
     import PIL.Image
 
     pixels = np.asarray(PIL.Image.open(file).convert("L"))
