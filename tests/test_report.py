@@ -99,7 +99,8 @@ def chromium(*arguments):
 @pytest.mark.slow
 def test_the_page_works_from_a_file_in_chromium(made):
     script = """<script>
-      byId("method").value = "2"; byId("which").value = "lost"; byId("which").dispatchEvent(new Event("input"));
+      byId("method").value = "2"; byId("which").value = "lost";
+      byId("which").dispatchEvent(new Event("input"));
       const head = [...document.querySelectorAll("table.grid thead th")][2];
       head.click();
       document.body.dataset.lost = document.querySelectorAll("article").length;
