@@ -36,31 +36,30 @@ class _CosineRows:
         # Rows are scaled when they are there: a normalised copy of x would cost more than they do.
         norm = torch.linalg.vector_norm(x, dim=-1)
         self.inverse = torch.where(norm > 0, norm.reciprocal(), 0.0)
-        self.crop = torch.arange(len(x), device=x.device)
-        self.rows: list[Tensor] = []  # [B, N] each
-        self.place = torch.full(x.shape[:2], -1, device=x.device)
+        self.crop = torch.arange(len(x), device=x.device)[:, None]
+        self.there = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        self.rows: list[dict[int, Tensor]] = [{} for _ in x]  # token -> [N]
 
     def __call__(self, wanted: Tensor, likely: Tensor, block: int) -> Tensor:
-        """Rows ``[B, N]`` of the tokens ``wanted [B]``; ``likely [B, N]``: larger is sooner.
+        """Rows ``[B, N]`` of the tokens ``wanted [B, 1]``; ``likely [B, N]``: larger is sooner.
 
         What is not there yet comes with the ``block - 1`` likeliest others.
         """
-        place = self.place[self.crop, wanted]
-        if bool((place < 0).any()):
+        tokens = wanted[:, 0].tolist()
+        if any(token not in rows for token, rows in zip(tokens, self.rows, strict=True)):
             self._fetch(wanted, likely, min(block, self.x.shape[1]))
-            place = self.place[self.crop, wanted]
-        found = [self.rows[p][b] for b, p in enumerate(place.tolist())]
+        found = [rows[token] for token, rows in zip(tokens, self.rows, strict=True)]
         return found[0][None] if len(found) == 1 else torch.stack(found)
 
     def _fetch(self, wanted: Tensor, likely: Tensor, block: int) -> None:
-        first = likely.masked_fill(self.place >= 0, -torch.inf)
-        first[self.crop, wanted] = torch.inf
+        first = likely.masked_fill(self.there, -torch.inf).scatter_(1, wanted, torch.inf)
         top = first.topk(block, dim=1).indices
-        number = len(self.rows) + torch.arange(block, device=top.device)
-        self.place.scatter_(1, top, number.expand_as(top))
-        rows = self.x[self.crop[:, None], top] @ self.x.mT
-        rows *= self.inverse.gather(1, top)[:, :, None]
-        self.rows += rows.mul_(self.inverse[:, None]).unbind(1)
+        self.there.scatter_(1, top, True)
+        made = self.x[self.crop, top] @ self.x.mT
+        made *= self.inverse.gather(1, top)[:, :, None]
+        made *= self.inverse[:, None]
+        for rows, tokens, block_rows in zip(self.rows, top.tolist(), made, strict=True):
+            rows.update(zip(tokens, block_rows.unbind(), strict=True))
 
 
 def greedy_dpp(x: Tensor, relevance: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -76,35 +75,44 @@ def greedy_dpp(x: Tensor, relevance: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         Chosen tokens ``[B, k]`` in order, and the gain of each, its conditional variance.
     """
-    crop = torch.arange(len(x), device=x.device)
     cosines = _CosineRows(x)
     # The first picks have nothing in common and do not tell who is next.
     alone, block = k // 6, 16 if k >= 48 else max(1, k // 16)
     # A cosine with itself is 1: computed, it would decide ties of equal relevance by rounding.
     initial = relevance.square() * (cosines.inverse > 0)
-    variance, spent_below = initial.clone(), 1e-4 * initial.amax(dim=1)
+    variance, spent_below = initial.clone(), 1e-4 * initial.amax(dim=1, keepdim=True)
     rows = x.new_empty(len(x), k, x.shape[1])
-    order = torch.empty(len(x), k, dtype=torch.long, device=x.device)
-    gains = x.new_empty(len(x), k)
+    order, gains = [], []
     for step in range(k):
-        gain, chosen = variance.max(dim=1)
-        if bool((spent := gain <= spent_below).any()):
-            rows[spent, :step] = 0
-            variance[spent] = initial[spent].scatter(1, order[spent, :step], -torch.inf)
-            gain, chosen = variance.max(dim=1)
-        order[:, step], gains[:, step] = chosen, gain
+        gain, chosen = variance.max(dim=1, keepdim=True)
+        if bool((gain <= spent_below).any()):
+            _afresh(variance, initial, rows[:, :step], order, gain <= spent_below)
+            gain, chosen = variance.max(dim=1, keepdim=True)
+        order.append(chosen)
+        gains.append(gain)
         if step == k - 1:
             break  # nobody asks what the last one explains
         known, row = rows[:, :step], rows[:, step]
         cosine = cosines(chosen, variance, 1 if step < alone else block)
-        torch.mul(cosine, relevance, out=row)
-        row *= relevance[crop, chosen, None]
-        row -= (known[crop, :, chosen].unsqueeze(1) @ known).squeeze(1)
+        torch.mul(cosine, relevance, out=row).mul_(relevance.gather(1, chosen))
+        own = known.gather(2, chosen[:, None].expand(-1, step, 1))
+        row -= (own.mT @ known)[:, 0]
         # A token without any variance (norm or relevance zero) conditions nothing.
-        row *= torch.where(gain > 0, gain, torch.inf).rsqrt()[:, None]
-        variance -= row.square()
-        variance[crop, chosen] = -torch.inf
-    return order, gains
+        row *= torch.where(gain > 0, gain, torch.inf).rsqrt()
+        variance.addcmul_(row, row, value=-1).scatter_(1, chosen, -torch.inf)
+    return torch.cat(order, dim=1), torch.cat(gains, dim=1)
+
+
+def _afresh(
+    variance: Tensor, initial: Tensor, rows: Tensor, order: list[Tensor], spent: Tensor
+) -> None:
+    """In place: crops ``spent [B, 1]`` forget what their tokens explain, not that they are gone."""
+    spent = spent[:, 0]
+    rows[spent] = 0
+    variance[spent] = initial[spent]
+    if order:
+        gone = torch.cat(order, dim=1)[spent]
+        variance[spent] = variance[spent].scatter(1, gone, -torch.inf)
 
 
 @register("cdpruner")
