@@ -257,7 +257,9 @@ IRRELEVANT = {
     "bench.maximum", "bench.others", "bench.reference", "bench.prompt", "bench.samples",
     "bench.subset_seed",  # without a subset
 }  # fmt: skip
-IRRELEVANT_GROUPS = ("sweep.", "cluster.", "budget.", "timing.", "logger.", "bench.engines.vlmevalkit.")
+IRRELEVANT_GROUPS = (
+    "sweep.", "cluster.", "budget.", "timing.", "logger.", "bench.engines.vlmevalkit.",
+)  # fmt: skip
 ANSWERING = {
     "ratio": 0.6, "seed": 1, "batch_size": 4, "decoding.max_new_tokens": 8, "engine.name": None,
     "model.prompt.lmms_eval": "qwen_vl", "model.prompt.system": "Be brief.",
