@@ -123,8 +123,10 @@ class CDPruner(CropMethod):
     Source: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in
     MLLMs" (arXiv 2506.10967). The kernel compares projected tokens; relevance compares patches and
     question in the joint space of the encoder and its text tower (signal ``clip_similarity [N]``:
-    cosine, mean over text segments). As in the release relevance is negated and its range is
-    taken over all crops of an image. Deviation: only the kernel rows of chosen tokens are formed.
+    cosine). As in the release relevance is negated and its range is taken over all crops of an
+    image. Deviations: only the kernel rows of chosen tokens are formed; a question longer than the
+    text tower's context is cut off there (the release takes the mean over pieces, the first of
+    which then says nothing of the question).
 
     Attributes:
         relevance: ``clip``; or ``constant``, a plain DPP without the question (the paper's

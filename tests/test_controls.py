@@ -1,4 +1,4 @@
-"""`experiment=controls`: any table with random, uniform, pool, downsample and text_only beside it."""
+"""`experiment=controls`: any table with random, uniform, pool, downsample and text_only."""
 
 from __future__ import annotations
 
@@ -83,8 +83,9 @@ def test_the_experiment_fills_the_extended_table(tmp_path):
     assert done.returncode == 0, done.stderr
     table = controls.extend(spec.load("mini_table3", {"bench.limit": 2, "data.samples": 4}))
     assert {cell.status for cell in lookup.find(table, tmp_path)} == {lookup.DONE}
-    shown = [sys.executable, "scripts/tables.py", "table=mini_table3", "controls=true", *small]
-    shown = subprocess.run([*shown, f"results={tmp_path}"], cwd=ROOT, capture_output=True, text=True)
+    line = [sys.executable, "scripts/tables.py", "table=mini_table3", "controls=true", *small]
+    line.append(f"results={tmp_path}")
+    shown = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     for label in ("No picture", "Uniform", "Average pooling", "Smaller picture", "Random"):
         assert label in shown.stdout
