@@ -38,6 +38,7 @@ def scoring(bench: dict[str, Any], engine: str) -> dict[str, Any]:
     entry = bench["engines"][engine]
     chosen = {
         "judge": bench.get("judge"),
+        "rule_judge": entry.get("rule_judge"),
         "prompt_options": entry.get("prompt_options"),
         "wording": entry.get("wording"),
     }

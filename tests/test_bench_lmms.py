@@ -63,7 +63,9 @@ def test_judge_and_prompt_options_belong_to_the_cell():
     assert scoring(tools.config("textvqa"), "lmms_eval") == {}
     with_hints = scoring(tools.config("textvqa_ocr"), "lmms_eval")
     assert with_hints == {"prompt_options": {"ocr": True}}
-    assert scoring(tools.config("mmvet"), "lmms_eval") == {"judge": "rule"}
+    assert scoring(tools.config("mmvet"), "lmms_eval") == {
+        "judge": "rule", "rule_judge": "wanted_words"
+    }  # fmt: skip
 
 
 def test_the_commit_of_an_image_table_is_checked_too():

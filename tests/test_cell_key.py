@@ -28,7 +28,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "plain": {"method": "gprune"},
     "baseline": {"method": "none", "ratio": None},
     "subset": {"method": "fastv", "bench.subset": "10%"},
-    "judge": {"method": "random", "bench": "mmbench_en"},
+    "judge": {"method": "random", "bench": "mmbench_cn"},
     "prompt": {"method": "gprune", "bench": "textvqa_ocr", "model.prompt.lmms_eval": "qwen_vl",
                "model.prompt.system": "Be brief."},
     "vlmevalkit": {"method": "vispruner", "engine": "vlmevalkit",
@@ -131,6 +131,7 @@ CHANGES: dict[str, tuple[str, Callable[[Inputs], None]]] = {
     "bench.subset.fraction": ("subset", put("config.bench.subset", "20%")),
     "bench.subset.seed": ("subset", put("config.bench.subset_seed", 1)),
     "bench.judge": ("judge", put("config.bench.judge", "other")),
+    "bench.rule_judge": ("judge", put("config.bench.engines.lmms_eval.rule_judge", "other")),
     "bench.prompt_options.ocr": (
         "prompt", put("config.bench.engines.lmms_eval.prompt_options.ocr", False)
     ),
