@@ -1,6 +1,6 @@
 """What it costs to select tokens: each method against the form its release computes it in.
 
-    python benchmarks/selection.py [--quick] [--device cuda] [--threads 1]
+    python benchmarks/selection.py [--quick] [--device cuda] [--threads 1] [--only DPP]
 
 Both forms run in this process on the same tensors, alternating, and the best of several runs
 counts. The released forms are written here from a description of what they compute, not taken from
@@ -393,8 +393,8 @@ def selection_macs(method: str, n: int, model: Model) -> int:
     return one.cost(shape)
 
 
-def report(n: int, model: Model, device: str, repeats: int) -> bool:
-    """Print one table; returns whether all wanted ratios were met."""
+def report(n: int, model: Model, device: str, repeats: int, only: str = "") -> bool:
+    """Print one table, of cases named with ``only``; returns whether all wanted ratios were met."""
     length = n + TEXT
     prefill = model.layers * layer_time(length, model, device)
     macs = model.layers * model.layer_macs(length)
@@ -404,6 +404,8 @@ def report(n: int, model: Model, device: str, repeats: int) -> bool:
     )
     met = True
     for case in cases(n, model, device):
+        if only not in case.name:
+            continue
         ours, released = race(case, device, repeats)
         ratio = released / ours
         good = case.wanted is None or ratio >= case.wanted
@@ -423,6 +425,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", default="", help="part of the names of the cases to run")
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
@@ -431,7 +434,7 @@ def main() -> int:
     print(f"torch {torch.__version__}, {args.device}, {args.threads} thread(s), float32")
     print("load of the machine: " + ", ".join(f"{n:.1f}" for n in os.getloadavg()))
     with torch.no_grad():
-        met = [report(n, model, args.device, args.repeats) for n in sizes]
+        met = [report(n, model, args.device, args.repeats, args.only) for n in sizes]
     print("\nMACs, time: share of an 8B prefill. FastV's row and FitPrune's sums are compared with")
     print("one layer of eager attention; 20x is the 5 % of such a layer that a row may cost.")
     return 0 if args.quick or all(met) else 1
