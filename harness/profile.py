@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,7 @@ def run_profile(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: the model has no architecture file, or the method refuses its options.
     """
-    from harness.cost import architecture_of, counter, ledger, shapes
-    from harness.cost.conventions import CONVENTIONS, Tokens, convert
+    from harness.cost import architecture_of, ledger, shapes
     from models.describe import hf_config
 
     started = time.perf_counter()
@@ -40,23 +41,13 @@ def run_profile(config: dict[str, Any]) -> dict[str, Any]:
     described = architecture(config["model"])
     model = shapes.skeleton(hf_config(described))
     size = shapes.parse_size(config["image_size"])
-    inputs = shapes.encoder_inputs(model, size, described.image_processor)
-    layout, arch = shapes.layout(model, inputs), architecture_of(model.config)
-    record = _planned(model, layout, config, method)
-    full = shapes.record(model, [layout], config["text_tokens"])
-    cost, whole = ledger.prefill(arch, record, method), ledger.prefill_full(arch, record)
-    sides = {}
-    for name, one, spent in (("full", full, whole), ("pruned", record, cost)):
-        text = one.prompt_length - one.visual_tokens
-        tokens = Tokens(one.grids, text, one.visual_per_layer, spent.selection,
-                        merged=one.merged)  # fmt: skip
-        sides[name] = {
-            "stages": spent.stages(),
-            "counted": _countable(counter.count_skeleton(model, inputs, one), one),
-            "conventions": {c: convert(c, arch, tokens) for c in CONVENTIONS},
-            "decode_step": ledger.decode_step(arch, one.tokens_per_layer).total,
-            "kv_cache_bytes": ledger.kv_cache_bytes(arch, one),
-        }
+    arch, text = architecture_of(model.config), config["text_tokens"]
+    with shapes.picture(model, size, described.image_processor) as shown:
+        layout, full = shown.layouts[0], shapes.record(model, shown.layouts, text)
+        whole = _side(model, arch, shown, full, ledger.prefill_full(arch, full))
+    with _picture(model, size, described.image_processor, method) as shown:
+        record = _planned(model, shown, text, method)
+        pruned = _side(model, arch, shown, record, ledger.prefill(arch, record, method))
     return {
         "model": config["model"]["name"],
         "method": config["method"]["name"],
@@ -64,11 +55,13 @@ def run_profile(config: dict[str, Any]) -> dict[str, Any]:
         "ratio": config["ratio"],
         "image_size": list(size),
         "views": [list(grid) for grid in layout.grids],
-        "visual_tokens": record.visual_tokens,
+        "visual_tokens": full.visual_tokens,
         "text_tokens": config["text_tokens"],
         "visual_per_layer": record.visual_per_layer,
         "mean_removal": record.mean_removal,
-        **sides,
+        "full": whole,
+        "pruned": pruned,
+        "left_out": _left_out(method),
         "seconds": round(time.perf_counter() - started, 2),
     }
 
@@ -86,14 +79,49 @@ def build_method(config: dict[str, Any]) -> Any:
     return build(config)
 
 
-def _planned(model: Any, layout: Any, config: dict[str, Any], method: Any) -> Any:
+def _side(model: Any, arch: Any, shown: Any, record: Any, spent: Any) -> dict[str, Any]:
+    """One side of a profile: the ledger's stages, torch's count, conventions, cache."""
+    from harness.cost import counter, ledger
+    from harness.cost.conventions import CONVENTIONS, convert
+
+    tokens, encoded = ledger.tokens(arch, record, spent.selection)
+    return {
+        "stages": spent.stages(),
+        "counted": _countable(counter.count_skeleton(model, shown.inputs, record), record),
+        "conventions": {c: convert(c, encoded, tokens) for c in CONVENTIONS},
+        "decode_step": ledger.decode_step(arch, record.tokens_per_layer).total,
+        "kv_cache_bytes": ledger.kv_cache_bytes(arch, record),
+    }
+
+
+@contextlib.contextmanager
+def _picture(model: Any, size: Any, processor: dict[str, Any], method: Any) -> Iterator[Any]:
+    from harness.cost import shapes
+    from methods import MethodError
+
+    with contextlib.ExitStack() as stack:
+        try:
+            shown = stack.enter_context(shapes.picture(model, size, processor, method))
+        except MethodError as error:
+            raise ConfigError(str(error)) from error
+        yield shown
+
+
+def _planned(model: Any, shown: Any, text_tokens: int, method: Any) -> Any:
     from harness.cost import shapes
     from methods import MethodError
 
     try:
-        return shapes.record(model, [layout], config["text_tokens"], method)
+        return shapes.record(model, shown.layouts, text_tokens, method, shown.unreduced)
     except MethodError as error:
         raise ConfigError(str(error)) from error
+
+
+def _left_out(method: Any) -> str | None:
+    """What a profile cannot know of a method's cost."""
+    if method.ratio and "clip_similarity" in method.needs:
+        return "without CLIP's text tower, whose size is in its checkpoint; cells count it"
+    return None
 
 
 def architecture(model: dict[str, Any]) -> Any:
@@ -135,6 +163,7 @@ def report(result: dict[str, Any]) -> str:
         f"mean removal {100 * result['mean_removal']:.1f} %",
         "",
         *_stage_lines(result),
+        *([f"  ({result['left_out']})"] if result.get("left_out") else []),
         "",
         *_convention_lines(result),
         "",

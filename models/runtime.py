@@ -99,6 +99,11 @@ class PruningRun:
         images, processor, self._unreduced = self._input.reduce(images, processor)
         return images, processor
 
+    def reduced(self, accounts: list[Unreduced] | None) -> None:
+        """Say that the pictures of the next prompts were made smaller already, per row from what;
+        for prompts that were not made by :meth:`reduce`."""
+        self._unreduced = accounts
+
     def begin(
         self,
         sample_ids: list[str],

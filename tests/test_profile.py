@@ -64,6 +64,17 @@ def test_the_ledger_equals_the_counter_on_the_true_architectures(name, method):
             assert result[side]["stages"][stage] == counted, (side, stage)
 
 
+@pytest.mark.parametrize("name", ["llava15_7b", "llava_next_8b", "qwen2_vl_7b", "qwen2_5_vl_7b"])
+@pytest.mark.parametrize(("method", "ratio"), [("downsample", 0.5), ("text_only", 1.0)])
+def test_controls_that_change_the_picture_are_counted_at_their_size(name, method, ratio):
+    result = profile.run_profile(request(name, method, ratio, image_size="1000x600"))
+    for stage, counted in result["pruned"]["counted"].items():
+        assert result["pruned"]["stages"][stage] == counted, stage
+    assert result["pruned"]["stages"]["vision"] < result["full"]["stages"]["vision"]
+    assert ratio <= result["mean_removal"] <= 1
+    assert result["visual_tokens"] > result["visual_per_layer"][0]
+
+
 def test_the_profile_of_the_papers_model():
     result = profile.run_profile(request("llava_next_8b"))
     assert result["visual_tokens"] == 576 + 48 * 49

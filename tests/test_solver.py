@@ -55,6 +55,15 @@ def test_mean_tokens_are_met_whatever_a_method_does_inside(request_for, method):
     assert ratio == pytest.approx(0.5, abs=0.01)
 
 
+def test_a_smaller_picture_meets_a_budget_where_its_whole_grids_do(request_for):
+    solved = solver.resolve(request_for("downsample", mean_tokens=256), [])
+    assert 256 / 576 <= 1 - solved["ratio"] < 289 / 576
+    with pytest.raises(ConfigError, match="nearest feasible target is budget.mean_tokens=") as one:
+        solver.resolve(request_for("downsample", mean_tokens=240), [])
+    nearest = float(str(one.value).partition("=240 is")[2].split("=")[1].split()[0])
+    assert nearest == 15 * 15  # crops of the tower are square
+
+
 def test_an_infeasible_target_names_the_nearest_feasible_one(request_for):
     with pytest.raises(ConfigError, match=r"infeasible; the nearest feasible target is") as caught:
         solver.resolve(request_for("fastv", mean_tokens=5), [])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import methods
 from harness.cost import architecture_of, shapes
 from harness.cost.ledger import kv_cache_bytes
 from harness.errors import ConfigError
@@ -22,6 +23,7 @@ from models.load import VLM
 from tests import tiny
 
 TIMING = {"images": None, "repeats": 2, "warmup": 1, "new_tokens": 3, "batch_sizes": [1]}
+LIMITS = {"min_pixels": 64, "max_pixels": 64 * 64}  # of processors with any resolution
 DELAY = 0.4  # longer than anything a loaded machine adds to the least of two repeats
 
 
@@ -54,7 +56,7 @@ class SlowInside(FastV):
 def measured(method, family="llava_next", batch=1, **changes):
     model = tiny.model(family)
     vlm = VLM(model, None, "tiny", "cpu", "float32")
-    return run.time_batch(vlm, method, [(64, 64)], 8, {}, {**TIMING, **changes}, batch)
+    return run.time_batch(vlm, method, [(64, 64)], 8, LIMITS, {**TIMING, **changes}, batch)
 
 
 def seconds(side: dict, stage: str) -> float:
@@ -100,12 +102,13 @@ def test_rounds_go_on_until_stages_and_whole_agree_or_enough_were_made(monkeypat
         return {**whole, "end_to_end": 1.0}, {}
 
     monkeypatch.setattr(run, "_one_round", one_round)
-    sides = {"baseline": None, "pruned": None}
+    sides, nothing = ({"baseline": made, "pruned": made} for made in (None, []))
     vlm = VLM(None, None, "tiny", "cpu", "float32")
-    rounds, _ = run._rounds(vlm, sides, [], {**TIMING, "warmup": 0, "settle": 9})
+    rounds, _ = run._rounds(vlm, sides, nothing, {**TIMING, "warmup": 0, "settle": 9})
     assert len(rounds["pruned"]) == 7  # one side was apart three times, then together four times
     made = iter([1.2] * 99)
-    assert len(run._rounds(vlm, sides, [], {**TIMING, "warmup": 1, "settle": 3})[0]["pruned"]) == 6
+    rounds, _ = run._rounds(vlm, sides, nothing, {**TIMING, "warmup": 1, "settle": 3})
+    assert len(rounds["pruned"]) == 6
 
 
 def test_the_cache_is_as_large_as_the_ledger_says():
@@ -127,6 +130,18 @@ def test_every_family_and_batch_size_can_be_timed(family):
     assert batch["pruned"]["visual_kept"] < batch["samples"][0]["visual_tokens"]
     rate, whole = batch["pruned"]["samples_per_s"], seconds(batch["pruned"], "end_to_end")
     assert rate["high"] == pytest.approx(2 / whole)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("name", ["downsample", "text_only"])
+def test_controls_that_change_the_picture_are_timed_on_their_own_prompt(name, family):
+    method = build(name, **methods.get(name).example)
+    batch = measured(method, family, batch=2, warmup=0)
+    full, kept = batch["samples"][0]["visual_tokens"], batch["pruned"]["visual_kept"]
+    assert kept == 0 if name == "text_only" else 0 < kept <= full / 2
+    macs, before = batch["pruned"]["macs"], batch["baseline"]["macs"]
+    assert macs["prefill"] < before["prefill"] and macs["vision"] < before["vision"]
+    assert batch["pruned"]["kv_cache_bytes"] < batch["baseline"]["kv_cache_bytes"]
 
 
 def test_predictions_scale_the_baselines_times():

@@ -87,12 +87,15 @@ def count_forward(model: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, int
     }
 
 
-def count_skeleton(model: nn.Module, inputs: Mapping[str, Any], record: Any) -> dict[str, int]:
+def count_skeleton(
+    model: nn.Module, inputs: Mapping[str, Any] | None, record: Any
+) -> dict[str, int]:
     """MACs by stage of one image's prefill on the meta device, each layer on its own tokens.
 
     Args:
         model: on the meta device.
-        inputs: of the image encoder, see :func:`harness.cost.shapes.encoder_inputs`.
+        inputs: of the image encoder, see :func:`harness.cost.shapes.encoder_inputs`; None where
+            there is no image.
         record: tells how many tokens enter each layer.
     """
     from models.families import family_of
@@ -105,7 +108,8 @@ def count_skeleton(model: nn.Module, inputs: Mapping[str, Any], record: Any) -> 
     ]
     with torch.no_grad():
         with encoder:
-            _encode(family, inputs)
+            if inputs is not None:
+                _encode(family, inputs)
         for hook in hooks:
             hook.remove()
         with llm:
@@ -113,7 +117,7 @@ def count_skeleton(model: nn.Module, inputs: Mapping[str, Any], record: Any) -> 
         with head:
             text = model.config.get_text_config()
             model.lm_head(torch.empty(1, 1, text.hidden_size, device="meta"))
-    projected = inside[1] - inside[0]
+    projected = inside[1] - inside[0] if inside else 0
     return {
         "vision": encoder.macs - projected,
         "projector": projected,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from harness.cost.architecture import Architecture, Grid, TextSizes, VisionSizes, smaller_crops
 
 if TYPE_CHECKING:
+    from harness.cost.conventions import Tokens
     from methods.base import PruningMethod
     from models.record import SampleRecord
 
@@ -149,6 +150,19 @@ def prefill_full(arch: Architecture, record: SampleRecord, head_positions: int =
     full = [record.length_asked] * record.n_layers
     grids = grids_of(arch, record) if record.unreduced is None else record.unreduced.grids
     return encoder(arch, grids) + decoder(arch, full, head_positions)
+
+
+def tokens(
+    arch: Architecture, record: SampleRecord, selection: int = 0
+) -> tuple[Tokens, Architecture]:
+    """A record as the conventions count it, and the architecture with crops of its size."""
+    from harness.cost.conventions import Tokens
+
+    text = record.prompt_length - record.visual_tokens
+    made = Tokens(
+        grids_of(arch, record), text, record.visual_per_layer, selection, merged=record.merged
+    )
+    return made, arch if record.unreduced is None else smaller_crops(arch, record.grids)
 
 
 def grids_of(arch: Architecture, record: SampleRecord) -> tuple[Grid, ...]:

@@ -6,8 +6,12 @@ config, and its packing is asked where each token would lie.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from methods.base import PruningMethod, TokenLayout
-    from models.record import SampleRecord
+    from models.record import SampleRecord, Unreduced
 
 Size = tuple[int, int]  # (width, height) in pixels
 
@@ -77,16 +81,72 @@ def layout(model: nn.Module, inputs: dict[str, Any]) -> TokenLayout:
     return family_of(model).images("image", inputs, features, VisionCapture())[0].layout
 
 
+@dataclass(frozen=True)
+class Picture:
+    """One picture as a method hands it to the model.
+
+    Attributes:
+        inputs: arguments of the image encoder; None where the method leaves the picture out.
+        layouts: of its tokens, one or none.
+        unreduced: what was asked before, for methods that change the picture.
+    """
+
+    inputs: dict[str, Any] | None
+    layouts: tuple[TokenLayout, ...]
+    unreduced: Unreduced | None = None
+
+
+@contextlib.contextmanager
+def picture(
+    model: nn.Module, size: Size, processor: dict[str, Any], method: PruningMethod | None = None
+) -> Iterator[Picture]:
+    """A picture of ``size`` under ``method``; inside, the model takes crops of the asked size.
+
+    Raises:
+        MethodError: the picture cannot be made as small as the method asks.
+    """
+    if method is None or method.stage != "input" or method.ratio == 0:
+        inputs = encoder_inputs(model, size, processor)
+        yield Picture(inputs, (layout(model, inputs),))
+        return
+    from PIL import Image
+
+    from models.families import family_of
+    from models.input_stage import InputStage
+
+    stage = InputStage(family_of(model), method)
+    pixels = Image.new("RGB", size)
+    (made,), _, (account,) = stage.reduce([[pixels]], _stand_in(processor))
+    if not made:
+        yield Picture(None, (), account)
+        return
+    with stage.encoding():
+        inputs = encoder_inputs(model, made[0].size, processor)
+        yield Picture(inputs, (layout(model, inputs),), account)
+
+
+def _stand_in(processor: dict[str, Any]) -> Any:
+    """A processor that knows its pixel limits and nothing else."""
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    given = inspect.signature(smart_resize).parameters
+    least, most = (processor.get(k, given[k].default) for k in ("min_pixels", "max_pixels"))
+    limits = {"shortest_edge": least, "longest_edge": most}
+    return SimpleNamespace(image_processor=SimpleNamespace(size=limits))
+
+
 def record(
     model: nn.Module,
     layouts: Sequence[TokenLayout],
     text_tokens: int,
     method: PruningMethod | None = None,
+    unreduced: Unreduced | None = None,
 ) -> SampleRecord:
     """The record a run of these images would leave; half of the text stands before them.
 
-    How many tokens a method keeps follows from its counting options alone. With ``padding=drop``
-    it depends on the picture how many of its picks lie in the padding; a random draw stands for it.
+    ``unreduced`` as in :class:`Picture`. How many tokens a method keeps follows from its counting
+    options alone. With ``padding=drop`` it depends on the picture how many of its picks lie in the
+    padding; a random draw stands for it.
     """
     import torch
 
@@ -103,8 +163,9 @@ def record(
         n_layers=depth,
         crops=sum(one.n_tiles for one in layouts),
         grids=tuple((one.n_tiles, *one.patch_grid) for one in layouts),
+        unreduced=unreduced,
     )
-    if method is None or method.ratio == 0:
+    if method is None or method.ratio == 0 or method.stage == "input":
         return made
     # A composed method has one of each kind; the second plans for what the first left.
     first = method if isinstance(method, TokenMethod) else getattr(method, "token_method", None)

@@ -231,16 +231,16 @@ def _costs(config: dict[str, Any], budget: Budget) -> Callable[..., float | None
     """Cost of the config's method on the reference prompt: a function of ratio and options."""
     from harness import profile
     from harness.cost import architecture_of, ledger, shapes
-    from harness.cost.conventions import Tokens, convert
+    from harness.cost.conventions import convert
     from methods import MethodError
     from models.describe import hf_config
 
     described = profile.architecture(config["model"])
-    model = shapes.skeleton(hf_config(described))
-    inputs = shapes.encoder_inputs(
-        model, shapes.parse_size(config["image_size"]), described.image_processor
-    )
-    layouts, arch = [shapes.layout(model, inputs)], architecture_of(model.config)
+    model, text = shapes.skeleton(hf_config(described)), config["text_tokens"]
+    size, limits = shapes.parse_size(config["image_size"]), described.image_processor
+    arch = architecture_of(model.config)
+    with shapes.picture(model, size, limits) as whole:
+        unpruned = shapes.record(model, whole.layouts, text)
     timed = _timed(config) if budget.kind == "latency" else {}
 
     def counted(record: Any, method: Any) -> float:
@@ -249,12 +249,10 @@ def _costs(config: dict[str, Any], budget: Budget) -> Callable[..., float | None
         cost = ledger.prefill(arch, record, method)
         if budget.kind == "latency":
             return _seconds(cost, ledger.prefill_full(arch, record), timed)
-        text = record.prompt_length - record.visual_tokens
-        tokens = Tokens(record.grids, text, record.visual_per_layer, cost.selection,
-                        merged=record.merged)  # fmt: skip
-        return float(convert(budget.convention, arch, tokens))
+        tokens, encoded = ledger.tokens(arch, record, cost.selection)
+        return float(convert(budget.convention, encoded, tokens))
 
-    full = counted(shapes.record(model, layouts, config["text_tokens"]), None)
+    full = counted(unpruned, None)
 
     def cost(ratio: float, **changes: Any) -> float | None:
         chosen = {**config, "ratio": ratio, "method": {**config["method"], **changes}}
@@ -265,7 +263,11 @@ def _costs(config: dict[str, Any], budget: Budget) -> Callable[..., float | None
                 raise  # the request is at fault, not the ratio
             return None
         try:
-            record = shapes.record(model, layouts, config["text_tokens"], method)
+            if method.stage != "input":  # all others see the picture as it is
+                record = shapes.record(model, whole.layouts, text, method)
+            else:
+                with shapes.picture(model, size, limits, method) as shown:
+                    record = shapes.record(model, shown.layouts, text, method, shown.unreduced)
         except MethodError:
             return None
         value = counted(record, method)

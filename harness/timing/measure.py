@@ -65,6 +65,8 @@ class Generation:
             start = self.now()
             self.generate(feed, (first,))
             end = self.now()
+        marks.setdefault("vision_start", start)  # without an image there is no encoder to wait for
+        marks.setdefault("vision_end", marks["vision_start"])
         selection = sum(record.selection_seconds for record in self.run.take())
         return {
             "setup": marks["vision_start"] - start,

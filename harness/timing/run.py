@@ -102,17 +102,19 @@ def time_batch(
     batch: int,
 ) -> dict[str, Any]:
     """Both sides at one batch size, in turn, so that a drift of the machine meets both."""
+    import methods
     from harness.cost import architecture_of
     from harness.timing import predict
     from harness.timing.samples import draw
     from models.errors import PruningUnsupported
 
-    samples = draw(vlm.model, sizes, text_tokens, batch, processor)
-    import methods
-
     sides = {"baseline": methods.build("none"), "pruned": method}
     try:
-        rounds, memory = _rounds(vlm, sides, samples, timing)
+        drawn = {
+            name: draw(vlm.model, sizes, text_tokens, batch, processor, one)
+            for name, one in sides.items()
+        }
+        rounds, memory = _rounds(vlm, sides, drawn, timing)
     except (PruningUnsupported, methods.MethodError) as error:
         raise HarnessError(str(error)) from error
     arch, made = architecture_of(vlm.model.config), {}
@@ -125,7 +127,7 @@ def time_batch(
         "batch_size": batch,
         "samples": [
             {"image": s.name, "visual_tokens": s.visual_tokens, "prompt_tokens": s.prompt_length}
-            for s in samples
+            for s in drawn["baseline"]
         ],
         **made,
         "comparison": predict.compare(_plain(made["baseline"]), _plain(made["pruned"])),
@@ -133,7 +135,7 @@ def time_batch(
 
 
 def _rounds(
-    vlm: Any, sides: dict[str, Any], samples: list[Any], timing: dict[str, Any]
+    vlm: Any, sides: dict[str, Any], drawn: dict[str, list[Any]], timing: dict[str, Any]
 ) -> tuple[dict[str, list[dict[str, float]]], dict[str, dict[str, Any]]]:
     """Per side: one dict of mean seconds per sample and round, and what memory was used."""
     from harness.timing.clock import PeakMemory, device_clock
@@ -147,7 +149,7 @@ def _rounds(
             break
         for name, method in sides.items():
             peak = PeakMemory(vlm.device) if not number else None
-            made, used = _one_round(vlm, method, samples, timing["new_tokens"], now, peak)
+            made, used = _one_round(vlm, method, drawn[name], timing["new_tokens"], now, peak)
             if used is not None:
                 memory[name] = used
             if number >= warmup:
@@ -164,10 +166,11 @@ def _one_round(
     with prune(vlm.model, method) as run:
         generation = Generation(vlm.model, run, new_tokens, now)
         used = None if peak is None else _memory(generation, samples, peak)
-        entries = [
-            {**generation.stages(s.feed), "end_to_end": generation.end_to_end(s.feed)}
-            for s in samples
-        ]
+        entries = []
+        for sample in samples:
+            run.reduced(sample.unreduced)
+            whole = generation.stages(sample.feed)
+            entries.append({**whole, "end_to_end": generation.end_to_end(sample.feed)})
     return {k: fmean(e[k] for e in entries) for k in entries[0]}, used
 
 
@@ -186,7 +189,10 @@ def _settled(rounds: dict[str, list[dict[str, float]]]) -> bool:
 
 
 def _memory(generation: Any, samples: list[Any], peak: Any) -> dict[str, Any]:
-    used = [generation.memory(sample.feed, peak) for sample in samples]
+    used = []
+    for sample in samples:
+        generation.run.reduced(sample.unreduced)
+        used.append(generation.memory(sample.feed, peak))
     peaks = [one["peak_bytes"] for one in used]
     return {
         "kv_cache_bytes": fmean(one["kv_cache_bytes"] for one in used),

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from harness.cost import shapes
 from harness.cost.shapes import Size
+
+if TYPE_CHECKING:
+    from methods.base import PruningMethod
+    from models.record import Unreduced
 
 _ORDINARY = 1000  # text ids are drawn from here on; below lie the special tokens of most models
 
@@ -26,30 +30,43 @@ class Sample:
     feed: dict[str, Any]
     visual_tokens: int
     prompt_length: int
+    unreduced: list[Unreduced] | None = None  # per row, under a method that changes the picture
 
 
 def draw(
-    model: Any, sizes: Sequence[Size], text_tokens: int, batch: int, processor: dict[str, Any]
+    model: Any,
+    sizes: Sequence[Size],
+    text_tokens: int,
+    batch: int,
+    processor: dict[str, Any],
+    method: PruningMethod | None = None,
 ) -> list[Sample]:
     """Samples for ``sizes`` (width, height), ``batch`` equal rows each.
 
     Args:
         text_tokens: tokens of the prompt around the image, half of them in front of it.
         processor: what the architecture file says of the image processor.
+        method: makes the pictures smaller or leaves them out, if it is one that does.
+
+    Raises:
+        MethodError: a picture cannot be made as small as the method asks.
     """
-    return [_sample(model, size, text_tokens, batch, processor) for size in sizes]
+    return [_sample(model, size, text_tokens, batch, processor, method) for size in sizes]
 
 
-def _sample(model: Any, size: Size, text: int, batch: int, processor: dict[str, Any]) -> Sample:
-    shape = shapes.encoder_inputs(model, size, processor)
-    n = len(shapes.layout(model, shape))
+def _sample(
+    model: Any, size: Size, text: int, batch: int, processor: dict[str, Any], method: Any
+) -> Sample:
     generator = torch.Generator().manual_seed(size[0] * 100003 + size[1])
-    feed = _pixels(model, shape, batch, generator)
+    with shapes.picture(model, size, processor, method) as shown:
+        n = sum(map(len, shown.layouts))
+        feed = {} if shown.inputs is None else _pixels(model, shown.inputs, batch, generator)
     ids = _prompt(model, n, text, generator).to(model.device).expand(batch, -1).contiguous()
     feed |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if "image_grid_thw" in shape:
+    if "image_grid_thw" in feed:
         feed["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
-    return Sample(f"{size[0]}x{size[1]}", feed, n, ids.shape[1])
+    accounts = None if shown.unreduced is None else [shown.unreduced] * batch
+    return Sample(f"{size[0]}x{size[1]}", feed, n, ids.shape[1], accounts)
 
 
 def _pixels(
