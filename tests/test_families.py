@@ -17,6 +17,8 @@ from models.load import load
 from tests import family_checkpoints, tiny
 from tests.method_tools import built
 
+pytestmark = pytest.mark.slow
+
 SIZES = ((50, 90), (90, 50), (33, 33), (64, 20), (20, 64), (128, 128))
 
 

@@ -14,6 +14,8 @@ from harness.figures import command, curves, flow, geometry, overlay, paper, row
 from harness.tables import analysis, spec
 from tests import table_tools as tools
 
+pytestmark = pytest.mark.slow
+
 
 def record(total, grids, kept=None):
     mask = np.ones(total, dtype=bool) if kept is None else kept

@@ -19,6 +19,8 @@ from models import prune
 from models.describe import describe, hf_config
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "models" / "architectures").glob("*.json"))
 #: parameters in 10^9, as the model cards state them or the checkpoints' files add up to

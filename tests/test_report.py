@@ -17,6 +17,8 @@ from harness.report import page, samples
 from harness.tables import analysis, spec
 from tests import table_tools as tools
 
+pytestmark = pytest.mark.slow
+
 EVIL = "</script><script>document.title='pwned'</script><img src=x onerror=alert(1)> @TITLE@ @DATA@"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 

@@ -23,6 +23,8 @@ from models.runtime import PruningRun
 from tests import checkpoint_tools, family_checkpoints, tiny
 from tests.method_tools import built
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # What each of them reads of the encoder differs: nothing, the projector, CLS rows, other layers;

@@ -43,6 +43,7 @@ def test_mcnemar_of_equal_rows():
     assert stats.mcnemar(a, a) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_holm_equals_statsmodels(n):
     from statsmodels.stats.multitest import multipletests

@@ -20,6 +20,8 @@ from harness.errors import ConfigError
 from harness.tables import analysis, command, cost, lookup, published, render, samples, spec, wanted
 from tests import table_tools as tools
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = "mini_table2"
 PLAIN = render.Options()

@@ -24,6 +24,8 @@ from harness.embedded import (
 )
 from harness.embedded.common import Budget, Run, load_state, normalise, to_tensors
 
+pytestmark = pytest.mark.slow
+
 TINY = Budget(steps=2, batch=2, lr=1e-3, warmup=1)
 QUIET = Run(worker=False, bf16=False, check=4)
 

@@ -8,6 +8,8 @@ import pytest
 from harness.tables import analysis, command, spec, verdicts
 from tests import table_tools
 
+pytestmark = pytest.mark.slow
+
 
 def scores(cell):
     """G-Prune right where random is and on 40 more questions; FastV on 40 fewer; ToMe the same."""
