@@ -19,7 +19,7 @@ from harness.errors import ConfigError, HarnessError, one_line
 from models.errors import ModelLoadError, PruningUnsupported
 
 ROOT = Path(__file__).resolve().parent.parent
-CONF = ROOT / "conf"
+CONF = known.CONF
 _failed: list[Exception] = []  # of a single run, on its way past Hydra
 # Our launchers bear the names Hydra and submitit gave theirs: that is meant.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from harness.settings import flatten
+CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def groups(conf: Path) -> dict[str, list[str]]:
@@ -52,3 +52,13 @@ def defaults(conf: Path) -> dict[str, str | None]:
     named = {key: choice for pair in pairs for key, choice in pair.items()}
     named = {key: c for key, c in named.items() if not key.startswith("override ")}
     return {key.removeprefix("optional ").partition("@")[0]: c for key, c in named.items()}
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of all entries, inner nodes included."""
+    keys = []
+    for key, value in config.items():
+        keys.append(prefix + str(key))
+        if isinstance(value, dict):
+            keys += flatten(value, f"{prefix}{key}.")
+    return keys

@@ -17,6 +17,9 @@ from harness.errors import ConfigError, HarnessError
 from harness.settings import Prepared
 from harness.store import RETRY, Journal, Store, stands
 
+#: visual tokens so many that rounding decides nothing: only the depth of the model is asked about
+MANY = 10_000
+
 
 def run_cell(prepared: Prepared) -> dict[str, Any] | None:
     """The stored result of the cell, computed now unless it is there already.
@@ -154,7 +157,7 @@ def _check_schedule(method: Any, model: dict[str, Any]) -> None:
     if layers is None or not isinstance(method, methods.LayerMethod):
         return  # not every config.json spells its depth out; the first sample will tell then
     try:
-        method.checked_schedule(layers, n_visual=576)
+        method.checked_schedule(layers, n_visual=MANY)
     except methods.MethodError as error:
         raise ConfigError(str(error)) from error
 

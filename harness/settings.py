@@ -13,8 +13,11 @@ from harness import cell as cells
 from harness.cost import solver
 from harness.data import source, subset
 from harness.errors import ConfigError, unknown
+from harness.known import flatten
 from harness.store import RETRY
 
+#: methods.base has the same, behind torch, which has no place here
+LABELLED_TOKENS = 576
 TASKS = ("cell", "calibrate", "profile", "time")
 DATALESS_TASKS = ("profile", "time")  # they need sizes of images, not a benchmark
 
@@ -137,7 +140,7 @@ def _everything(ratio: Any, sweep: bool, notes: list[str]) -> float:
 
 def _labelled(label: Any, ratio: Any, notes: list[str]) -> float:
     """The ratio that a published label stands for, which is not what such a run removes."""
-    tokens = 576  # of LLaVA-1.5, of which the labels speak
+    tokens = LABELLED_TOKENS
     if not isinstance(label, int) or isinstance(label, bool) or not 0 < label < tokens:
         raise ConfigError(f"method.nominal must be a label in (0, {tokens}), got {label!r}")
     named = round(1 - label / tokens, 4)
@@ -178,13 +181,3 @@ def unknown_keys(config: dict[str, Any], known: Iterable[str]) -> list[str]:
     """Dotted keys of ``config`` that are not among ``known`` (dotted keys, groups included)."""
     allowed = set(known)
     return [key for key in flatten(config) if key not in allowed]
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of all entries, inner nodes included."""
-    keys = []
-    for key, value in config.items():
-        keys.append(prefix + str(key))
-        if isinstance(value, dict):
-            keys += flatten(value, f"{prefix}{key}.")
-    return keys

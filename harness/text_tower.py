@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import checkpoint, hub
+from harness import checkpoint, hub, known
 from harness.errors import ConfigError
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 @dataclass(frozen=True)
@@ -29,10 +27,8 @@ def wanted(method: dict[str, Any]) -> bool:
 
     They have an option ``relevance``, whose value ``clip`` says so.
     """
-    from harness import known
-
     first = method.get("first")  # of a composed method
-    inner = known.entries(CONF, "method", str(first)) or {} if first else {}
+    inner = known.entries(known.CONF, "method", str(first)) or {} if first else {}
     parts = [method, {**inner, **(method.get("first_options") or {})}]
     return any(part.get("relevance") == "clip" for part in parts)
 

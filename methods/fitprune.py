@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from methods.base import (
+    LABELLED_TOKENS,
     LayerMethod,
     LayerSignals,
     MethodError,
@@ -22,9 +23,6 @@ from methods.base import (
     n_keep,
 )
 from methods.registry import register
-
-#: visual tokens of LLaVA-1.5, for which the published recipes count deletions
-PUBLISHED_TOKENS = 576
 
 
 @cache
@@ -166,7 +164,7 @@ class FitPrune(LayerMethod):
     def _as_counts(self, recipe: Sequence[float], n_layers: int, n_visual: int) -> bool:
         """Whether the recipe's numbers are to be taken as they are."""
         whole = all(float(n).is_integer() for n in recipe)
-        tokens = PUBLISHED_TOKENS if self.recipe == "published" else n_visual
+        tokens = LABELLED_TOKENS if self.recipe == "published" else n_visual
         fits = whole and len(recipe) == n_layers and tokens == n_visual and sum(recipe) < n_visual
         if self.recipe_scaling == "counts" and not fits:
             raise MethodError(
@@ -177,7 +175,7 @@ class FitPrune(LayerMethod):
 
     def _fractions(self, recipe: Sequence[float], n_visual: int) -> list[float]:
         if self.recipe == "published":
-            return [n / PUBLISHED_TOKENS for n in recipe]
+            return [n / LABELLED_TOKENS for n in recipe]
         if any(n >= 1 for n in recipe):
             return [n / n_visual for n in recipe]
         return list(recipe)

@@ -89,3 +89,10 @@ def test_a_model_config_has_the_same_keys_as_all_others(name):
 def test_the_demo_compares_three_methods():
     entry = yaml.safe_load((CONF / "experiment" / "demo.yaml").read_text())
     assert entry["hydra"]["sweeper"]["params"]["method"] == "none,random,gprune"
+
+
+def test_labels_count_from_as_many_tokens_before_torch_as_behind_it():
+    from harness import settings
+    from methods import base
+
+    assert settings.LABELLED_TOKENS == base.LABELLED_TOKENS

@@ -159,7 +159,7 @@ def where(
     try:
         cli.check_keys(config, choices)
         prepared = settings.prepare(config, sweep=True)
-    except Exception:
+    except Exception:  # whatever it is, the job meets it again and reports the cell as failed
         return None, None
     return prepared.cell.key, str(Store(prepared.results, prepared.cell).folder.absolute())
 

@@ -168,11 +168,12 @@ def _against(
         value.adjusted[name] = p
         if name == "best" and p >= stats.ALPHA and value.against[name].difference:
             value.marks.append(NOT_FROM_BEST)
-        if name == "random" and (p >= stats.ALPHA or not _better(value, name)):
+        if name == "random" and (p >= stats.ALPHA or not beats(value, name)):
             value.marks.append(NOT_FROM_RANDOM)
 
 
-def _better(value: Value, name: str) -> bool:
+def beats(value: Value, name: str) -> bool:
+    """True if a value is on the better side of what it was tested against, by however little."""
     difference = value.against[name].difference
     return difference > 0 if higher_is_better(value.cells[0]) else difference < 0
 

@@ -20,10 +20,10 @@ from harness.errors import ConfigError
 from harness.tables import lookup, spec, wanted
 from harness.tables.lookup import DONE, IMPOSSIBLE, MISSING, Found
 from harness.tables.spec import Row, Table
+from harness.timing.run import AGREEMENT
 
 COLUMNS = ("throughput", "speedup")
 OTHER_THAN_SCORES, UNSETTLED = "f", "s"
-AGREEMENT = 0.03  # of the stages with the whole call: what harness.timing itself asks for
 BATCH = 1  # the papers' figure
 #: settings of a table that say something about a timing; the others are about answers
 _OPTIONS = ("model", "timing", "method.", "budget.", "image_size", "text_tokens")

@@ -32,7 +32,7 @@ def against_random(grid: Grid) -> list[Verdict]:
         if not tested:
             continue
         sure = [v for v in tested if v.adjusted["random"] < stats.ALPHA]
-        better = tuple(v.column for v in sure if analysis._better(v, "random"))
+        better = tuple(v.column for v in sure if analysis.beats(v, "random"))
         worse = tuple(v.column for v in sure if v.column not in better)
         rest = tuple(v.column for v in tested if v.column not in (*better, *worse))
         made.append(Verdict(row, better, worse, rest))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,7 +16,7 @@ import yaml
 from harness import benches, cell, known
 from harness.errors import ConfigError, did_you_mean, unknown
 
-CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+CONF = known.CONF
 GROUPS = ("model", "method", "bench", "engine", "data", "timing")
 
 
@@ -95,9 +94,7 @@ def _no_option(key: str, config: Mapping[str, Any]) -> ConfigError:
 
 def known_options(config: Mapping[str, Any]) -> list[str]:
     """Dotted names of all options of a composed config."""
-    from harness.settings import flatten
-
-    return flatten(dict(config))
+    return known.flatten(dict(config))
 
 
 def asked(config: dict[str, Any]) -> dict[str, Any]:

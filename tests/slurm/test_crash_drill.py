@@ -19,7 +19,7 @@ import pytest
 
 from harness.sweep import plan, status
 from harness.sweep.outcomes import Outcomes
-from tests import checkpoint_tools
+from tests.slurm import sweeps
 
 ROOT = Path(__file__).resolve().parents[2]
 RATIOS = "0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.95"  # two of a job; see tests.slurm.methods
@@ -35,11 +35,7 @@ class Drill:
 
     def __init__(self, environment, folder) -> None:
         self.environment, self.results = environment, folder / "results"
-        self.common = [
-            f"model.path={checkpoint_tools.save(folder / 'tiny')}", "method=custom",
-            "method._target_=tests.slurm.methods.Drill", f"data.samples={SAMPLES}",
-            "decoding.max_new_tokens=2", "batch_size=2", "model.threads=1",
-        ]  # fmt: skip
+        self.common = sweeps.arguments(folder, SAMPLES)
         self.began = time.monotonic()
         self.twice: list[str] = []
 

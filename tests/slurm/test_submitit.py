@@ -19,7 +19,7 @@ import pytest
 from harness.sweep import plan as plans
 from harness.sweep import status
 from harness.sweep.outcomes import Outcomes
-from tests import checkpoint_tools
+from tests.slurm import sweeps
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES, LIMIT = 16, 240.0
@@ -34,9 +34,7 @@ class Sweep:
     def __init__(self, environment, folder) -> None:
         self.environment, self.results = environment, folder / "results"
         self.common = [
-            f"model.path={checkpoint_tools.save(folder / 'tiny')}", "method=custom",
-            "method._target_=tests.slurm.methods.Drill", f"data.samples={SAMPLES}",
-            "decoding.max_new_tokens=2", "batch_size=2", "model.threads=1", "+method.delay=0.12",
+            *sweeps.arguments(folder, SAMPLES), "+method.delay=0.12",
             f"paths.results={self.results}",
         ]  # fmt: skip
         self.began = time.monotonic()
