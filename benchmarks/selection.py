@@ -24,15 +24,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
-from methods import SelectionShape, build, ops
-from methods.cdpruner import greedy_dpp
-from methods.divprune import farthest_points
-from methods.gprune import propagate, token_graph
-from methods.prumerge import absorb, neighbours
-from methods.tome import merge_rounds, merge_tokens
-from methods.visionzip import contextual_features, contextual_tokens
-from methods.vispruner import important_and_diverse
-from models.signals import head_max_columns, row_attention
+from vtprune.methods import SelectionShape, build, ops
+from vtprune.methods.cdpruner import greedy_dpp
+from vtprune.methods.divprune import farthest_points
+from vtprune.methods.gprune import propagate, token_graph
+from vtprune.methods.prumerge import absorb, neighbours
+from vtprune.methods.tome import merge_rounds, merge_tokens
+from vtprune.methods.visionzip import contextual_features, contextual_tokens
+from vtprune.methods.vispruner import important_and_diverse
+from vtprune.models.signals import head_max_columns, row_attention
 
 RATIO = 0.7
 TEXT = 64

@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-import methods
-from harness.cost import architecture_of, ledger
-from harness.cost.architecture import Architecture
-from harness.timing.clock import device_clock
-from harness.timing.measure import Generation
-from harness.timing.samples import draw
-from models import SampleRecord, prune
+from vtprune import methods
+from vtprune.harness.cost import architecture_of, ledger
+from vtprune.harness.cost.architecture import Architecture
+from vtprune.harness.timing.clock import device_clock
+from vtprune.harness.timing.measure import Generation
+from vtprune.harness.timing.samples import draw
+from vtprune.models import SampleRecord, prune
 
 RATIOS = (0.5, 0.7, 0.9)
 # Twelve layers are too few for a mean removal of 0.9 by these two, so they take R = ratio.

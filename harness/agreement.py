@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import benches, engines
-from harness.data import mini, source, tables
-from harness.engines.base import Answer, Job, Question
-from harness.errors import ConfigError
-from harness.store import Journal
+from vtprune.harness import benches, engines
+from vtprune.harness.data import mini, source, tables
+from vtprune.harness.engines.base import Answer, Job, Question
+from vtprune.harness.errors import ConfigError
+from vtprune.harness.store import Journal
 
 ENGINES = ("lmms_eval", "vlmevalkit")
 FORMS: dict[str, Callable[[str], str]] = {

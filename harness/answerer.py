@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from harness import cost
-from harness.engines.base import Answer, Question
-from harness.errors import HarnessError
-from harness.images import as_rgb
-from models.load import VLM
+from vtprune.harness import cost
+from vtprune.harness.engines.base import Answer, Question
+from vtprune.harness.errors import HarnessError
+from vtprune.harness.images import as_rgb
+from vtprune.models.load import VLM
 
 
 class ModelAnswerer:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness import prompts
-from harness.errors import ConfigError
+from vtprune.harness import prompts
+from vtprune.harness.errors import ConfigError
 
 # Entries of conf/bench that an engine may state otherwise, because its scorer does.
 OVERRIDABLE = ("metric", "scale", "unit", "maximum", "others", "judge", "prompt", "samples")

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cell import canonical_json
-from harness.errors import ConfigError, HarnessError
+from vtprune.harness.cell import canonical_json
+from vtprune.harness.errors import ConfigError, HarnessError
 
 if TYPE_CHECKING:
-    from harness.settings import Prepared
+    from vtprune.harness.settings import Prepared
 
 SEARCH_OPTIONS = ("fit_mode", "budget", "return_last_trial", "n_calibration")
 #: mini data: calibration pictures come from another seed than those of the evaluation
@@ -107,10 +107,10 @@ def run_calibration(prepared: Prepared) -> dict[str, Any]:
     Raises:
         HarnessError: the budget cannot be met; the message names the feasible range.
     """
-    import methods
-    from harness import quiet
-    from harness.running import build_method
-    from models.load import load
+    from vtprune import methods
+    from vtprune.harness import quiet
+    from vtprune.harness.running import build_method
+    from vtprune.models.load import load
 
     config = prepared.config
     if config["method"].get("name") != "fitprune":
@@ -137,10 +137,10 @@ def run_calibration(prepared: Prepared) -> dict[str, Any]:
 
 def collect_prompts(prepared: Prepared, vlm: Any, scratch: Path) -> list[dict[str, Any]]:
     """Model inputs of the calibration samples, worded by the engine itself."""
-    from harness import engines
-    from harness import prompts as wordings
-    from harness.answerer import chat_inputs
-    from harness.engines.base import Answer, Job
+    from vtprune.harness import engines
+    from vtprune.harness import prompts as wordings
+    from vtprune.harness.answerer import chat_inputs
+    from vtprune.harness.engines.base import Answer, Job
 
     config, system = prepared.config, wordings.system(prepared.config["model"])
     collected: list[dict[str, Any]] = []
@@ -176,10 +176,10 @@ def search(vlm: Any, prompts: Sequence[dict[str, Any]], config: dict[str, Any]) 
     """Statistics of the unpruned model, then the bisection; a bar shows both."""
     from tqdm import tqdm
 
-    from harness.cost import architecture_of
-    from methods.fitprune_search import Costs, OfflineReplay, search_recipe
-    from models.families import family_of
-    from models.replay import start_replay
+    from vtprune.harness.cost import architecture_of
+    from vtprune.methods.fitprune_search import Costs, OfflineReplay, search_recipe
+    from vtprune.models.families import family_of
+    from vtprune.models.replay import start_replay
 
     method, family = config["method"], family_of(vlm.model)
     text = architecture_of(vlm.model.config).text

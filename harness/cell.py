@@ -11,9 +11,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import benches, prompts
-from harness.data import subset
-from harness.errors import ConfigError
+from vtprune.harness import benches, prompts
+from vtprune.harness.data import subset
+from vtprune.harness.errors import ConfigError
 
 INSTALL = {
     "lmms_eval": "run: pip install -e .",
@@ -103,7 +103,7 @@ def make(
         config: composed config as plain containers, ratio already resolved to a number.
         checkpoint: fingerprint of the checkpoint files.
         model_type: its architecture.
-        runtime: what will be used, from ``harness.device.resolve``.
+        runtime: what will be used, from ``vtprune.harness.device.resolve``.
         data: identity of the data source.
         clip: fingerprint of the text tower's checkpoint, if the method reads the question with one.
     """

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import hub
-from harness.errors import ConfigError
+from vtprune.harness import hub
+from vtprune.harness.errors import ConfigError
 
 WHOLE_FILE_LIMIT = 64 * 2**20  # larger files are hashed by header and evenly spread blocks
 _BLOCKS, _BLOCK = 256, 4096
@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 def _supported() -> tuple[str, ...]:
-    from models.supported import SUPPORTED_MODEL_TYPES
+    from vtprune.models.supported import SUPPORTED_MODEL_TYPES
 
     return SUPPORTED_MODEL_TYPES
 

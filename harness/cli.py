@@ -14,9 +14,9 @@ import hydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from harness import explain, known, loggers, settings, several
-from harness.errors import ConfigError, HarnessError, one_line
-from models.errors import ModelLoadError, PruningUnsupported
+from vtprune.harness import explain, known, loggers, settings, several
+from vtprune.harness.errors import ConfigError, HarnessError, one_line
+from vtprune.models.errors import ModelLoadError, PruningUnsupported
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = known.CONF
@@ -84,7 +84,7 @@ def _hydra_main(arguments: Sequence[str]) -> None:
 
 
 def _job(cfg: DictConfig) -> None:
-    """A single run. The jobs of a multirun are run by our launchers, see ``harness.sweep``."""
+    """A single run. The jobs of a multirun are run by our launchers, see ``vtprune.harness.sweep``."""
     try:
         _all(cfg, several.parts(cfg))
     except Exception as error:  # Hydra would print a line of its own; main() explains it
@@ -118,13 +118,13 @@ def run_part(part: several.Part, *, sweep: bool) -> dict[str, Any] | None:
     check_keys(config, part.choices)
     config["choices"] = {group: part.choices.get(group) for group in ("model", "bench")}
     if config["task"] in settings.DATALESS_TASKS:
-        from harness.dataless import run_dataless
+        from vtprune.harness.dataless import run_dataless
 
         return run_dataless(config, sweep=sweep)
     prepared = settings.prepare(config, sweep=sweep)
     if config["task"] == "calibrate":
         return _calibrate(prepared)
-    from harness.running import run_cell
+    from vtprune.harness.running import run_cell
 
     loggers.check(config["logger"])
     result = run_cell(prepared)
@@ -136,7 +136,7 @@ def run_part(part: several.Part, *, sweep: bool) -> dict[str, Any] | None:
 
 
 def _calibrate(prepared: settings.Prepared) -> dict[str, Any]:
-    from harness.calibrate import report, run_calibration
+    from vtprune.harness.calibrate import report, run_calibration
 
     artefact = run_calibration(prepared)
     print(report(artefact), flush=True)
@@ -169,7 +169,7 @@ def _is_free(group: str, choice: str | None, config: dict[str, Any]) -> bool:
 
 
 def _show(results: Sequence[dict[str, Any]]) -> None:
-    from harness.tables import frame
+    from vtprune.harness.tables import frame
 
     cells = frame.frame(frame.row(result) for result in results)
     print("\n" + frame.text(cells))
@@ -184,7 +184,7 @@ def _show(results: Sequence[dict[str, Any]]) -> None:
 
 def _gate_lines(results: Sequence[dict[str, Any]]) -> list[str]:
     """Measured beside published, for every unpruned cell that was just run."""
-    from harness import gate
+    from vtprune.harness import gate
 
     lines = []
     for result in filter(gate.is_baseline, results):
@@ -214,6 +214,6 @@ def _report() -> int:
     folder, SweepStart.folder = SweepStart.folder, None
     if folder is None:
         return 0
-    from harness.sweep.report import report
+    from vtprune.harness.sweep.report import report
 
     return report(folder, _show)

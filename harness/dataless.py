@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness import settings
+from vtprune.harness import settings
 
 
 def run_dataless(config: dict[str, Any], *, sweep: bool = False) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def run_dataless(config: dict[str, Any], *, sweep: bool = False) -> dict[str, An
         print(note, flush=True)
     results = Path(config["paths"]["results"])
     if config["task"] == "time":
-        from harness.timing import report, run_timing
+        from vtprune.harness.timing import report, run_timing
 
         result = run_timing(config, reuse=sweep and not config.get("force"))
         if result.get("reused"):
@@ -29,7 +29,7 @@ def run_dataless(config: dict[str, Any], *, sweep: bool = False) -> dict[str, An
         else:
             print(report.report(result), flush=True)
         return result
-    from harness import profile
+    from vtprune.harness import profile
 
     result = profile.run_profile(config)
     print(f"{profile.report(result)}\nstored: {profile.store(result, results)}", flush=True)

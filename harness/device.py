@@ -6,7 +6,7 @@ import ctypes
 from importlib.metadata import version
 from typing import Any
 
-from harness.errors import ConfigError, unknown
+from vtprune.harness.errors import ConfigError, unknown
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KERNELS = ("sdpa", "eager", "flash_attention_2")

@@ -8,8 +8,8 @@ import time
 from types import TracebackType
 from typing import Any
 
-from harness import ranks
-from harness.errors import ConfigError
+from vtprune.harness import ranks
+from vtprune.harness.errors import ConfigError
 
 LINE_EVERY = 30.0  # seconds between two lines in a log
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import known
-from harness.errors import did_you_mean, one_line, unknown
+from vtprune.harness import known
+from vtprune.harness.errors import did_you_mean, one_line, unknown
 
 
 def explain(error: Exception, argv: Sequence[str], conf: Path) -> str | None:

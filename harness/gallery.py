@@ -27,7 +27,7 @@ def write(page: Path, checkpoint: Path, row: int = 3) -> list[Path]:
         checkpoint: a LLaVA-1.5-like model, one square view per picture.
         row: sample of the drawn TextVQA stand-in that is shown.
     """
-    import methods
+    from vtprune import methods
 
     names = methods.available()
     picture = page.with_name(f"{page.stem}-kept.png")
@@ -45,11 +45,11 @@ def _kept(checkpoint: Path, names: list[str], row: int) -> tuple[dict, dict, dic
     method changes), remarks, and what was asked."""
     import PIL.Image
 
-    import methods
-    from harness.answerer import chat_inputs
-    from harness.data import mini
-    from harness.engines.base import Question
-    from models.load import load
+    from vtprune import methods
+    from vtprune.harness.answerer import chat_inputs
+    from vtprune.harness.data import mini
+    from vtprune.harness.engines.base import Question
+    from vtprune.models.load import load
 
     sample = mini.tables("textvqa", seed=0, n=row + 1)[0].rows[row]
     image = PIL.Image.open(io.BytesIO(sample["image"]["bytes"])).convert("RGB")
@@ -72,9 +72,9 @@ def _one(model: Any, name: str, inputs: Any) -> tuple[Any, str]:
     """Mask of one method at the page's ratio, or why there is none."""
     import torch
 
-    import methods
-    from models import prune
-    from models.errors import PruningUnsupported
+    from vtprune import methods
+    from vtprune.models import prune
+    from vtprune.models.errors import PruningUnsupported
 
     cls = methods.get(name)
     options = {} if name == "none" else {**cls.example, "ratio": RATIO}
@@ -103,9 +103,9 @@ def _changed(vlm: Any, name: str, question: Any, image: Any) -> tuple[Any, str]:
     """The picture such a method leaves, or None, and what it removes."""
     import torch
 
-    import methods
-    from harness.answerer import chat_inputs
-    from models import prune
+    from vtprune import methods
+    from vtprune.harness.answerer import chat_inputs
+    from vtprune.models import prune
 
     cls = methods.get(name)
     ratio = cls.example["ratio"] if cls.example["ratio"] == 1 else RATIO
@@ -182,7 +182,7 @@ def _entry(cls: Any, note: str) -> list[str]:
 
 
 def _common() -> set[str]:
-    import methods
+    from vtprune import methods
 
     return {f.name for f in dataclasses.fields(methods.PruningMethod)}
 

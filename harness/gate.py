@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.cell import canonical_json
+from vtprune.harness.cell import canonical_json
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "published"
 MARK = "†"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import ConfigError, HarnessError
+from vtprune.harness.errors import ConfigError, HarnessError
 
 TIMEOUT_S = 2.5
 _FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]

@@ -26,7 +26,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
+from vtprune.harness.errors import HarnessError
 
 EXPIRY = 120.0
 _PREFIX = "lease."

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from harness.errors import HarnessError
+from vtprune.harness.errors import HarnessError
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import benches, hub, text_tower
-from harness.data import tables
-from harness.errors import HarnessError, one_line
+from vtprune.harness import benches, hub, text_tower
+from vtprune.harness.data import tables
+from vtprune.harness.errors import HarnessError, one_line
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _dataset(engine: dict[str, Any], data: dict[str, Any]) -> Iterator[Fetched]:
 
 def _table(table: str, root: str | None) -> Fetched:
     """A published VLMEvalKit table, checked against the md5 the package knows."""
-    from harness.engines import vlm_import
+    from vtprune.harness.engines import vlm_import
 
     vlm_import.load()
     import vlmeval.dataset

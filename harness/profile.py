@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.errors import ConfigError
+from vtprune.harness.errors import ConfigError
 
 STAGES = ("vision", "projector", "selection", "llm", "lm_head", "total")
 #: what the conventions count, one line each; harness/cost/conventions.py has the sources
@@ -33,8 +33,8 @@ def run_profile(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: the model has no architecture file, or the method refuses its options.
     """
-    from harness.cost import architecture_of, ledger, shapes
-    from models.describe import hf_config
+    from vtprune.harness.cost import architecture_of, ledger, shapes
+    from vtprune.models.describe import hf_config
 
     started = time.perf_counter()
     method = build_method(config)
@@ -74,15 +74,15 @@ def _countable(counted: dict[str, int], record: Any) -> dict[str, int]:
 
 def build_method(config: dict[str, Any]) -> Any:
     """The method object of a config."""
-    from harness.running import build_method as build
+    from vtprune.harness.running import build_method as build
 
     return build(config)
 
 
 def _side(model: Any, arch: Any, shown: Any, record: Any, spent: Any) -> dict[str, Any]:
     """One side of a profile: the ledger's stages, torch's count, conventions, cache."""
-    from harness.cost import counter, ledger
-    from harness.cost.conventions import CONVENTIONS, convert
+    from vtprune.harness.cost import counter, ledger
+    from vtprune.harness.cost.conventions import CONVENTIONS, convert
 
     tokens, encoded = ledger.tokens(arch, record, spent.selection)
     return {
@@ -96,8 +96,8 @@ def _side(model: Any, arch: Any, shown: Any, record: Any, spent: Any) -> dict[st
 
 @contextlib.contextmanager
 def _picture(model: Any, size: Any, processor: dict[str, Any], method: Any) -> Iterator[Any]:
-    from harness.cost import shapes
-    from methods import MethodError
+    from vtprune.harness.cost import shapes
+    from vtprune.methods import MethodError
 
     with contextlib.ExitStack() as stack:
         try:
@@ -108,8 +108,8 @@ def _picture(model: Any, size: Any, processor: dict[str, Any], method: Any) -> I
 
 
 def _planned(model: Any, shown: Any, text_tokens: int, method: Any) -> Any:
-    from harness.cost import shapes
-    from methods import MethodError
+    from vtprune.harness.cost import shapes
+    from vtprune.methods import MethodError
 
     try:
         return shapes.record(model, shown.layouts, text_tokens, method, shown.unreduced)
@@ -130,8 +130,8 @@ def architecture(model: dict[str, Any]) -> Any:
     Raises:
         ConfigError: neither is there.
     """
-    from models.describe import describe
-    from models.errors import ModelLoadError
+    from vtprune.models.describe import describe
+    from vtprune.models.errors import ModelLoadError
 
     found = model.get("path") or model.get("architecture")
     if not found:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.errors import ConfigError, unknown
+from vtprune.harness.errors import ConfigError, unknown
 
 #: names of the prompt blocks in lmms-eval's task files for our benchmarks, and VLMEvalKit's styles
 CHOICES = {

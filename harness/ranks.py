@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError, one_line
-from harness.lease import Lost
-from harness.store import Journal, read_journal
+from vtprune.harness.errors import HarnessError, one_line
+from vtprune.harness.lease import Lost
+from vtprune.harness.store import Journal, read_journal
 
 POLL = 0.02  # seconds between two looks at what the others are doing
 _NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.cell import canonical_json
-from harness.store import Journal, Store, read_journal
+from vtprune.harness.cell import canonical_json
+from vtprune.harness.store import Journal, Store, read_journal
 
 _WHICH_ROWS = ("limit", "indices", "subset")
 _FROM_SCORING = ("score", "reference", "question_id", "image_id")

@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from harness import benches, lease, meter, prompts, provenance, ranks, reuse
-from harness.cell import method_options
-from harness.display import Progress, say
-from harness.engines.base import ShareAnswered
-from harness.errors import ConfigError, HarnessError
-from harness.settings import Prepared
-from harness.store import RETRY, Journal, Store, stands
+from vtprune.harness import benches, lease, meter, prompts, provenance, ranks, reuse
+from vtprune.harness.cell import method_options
+from vtprune.harness.display import Progress, say
+from vtprune.harness.engines.base import ShareAnswered
+from vtprune.harness.errors import ConfigError, HarnessError
+from vtprune.harness.settings import Prepared
+from vtprune.harness.store import RETRY, Journal, Store, stands
 
 #: visual tokens so many that rounding decides nothing: only the depth of the model is asked about
 MANY = 10_000
@@ -111,7 +111,7 @@ def _compute_together(
     group: ranks.Ranks, prepared: Prepared, store: Store, method: Any
 ) -> dict[str, Any] | None:
     """Every rank answers its share; rank 0 then scores what all of them answered."""
-    from harness import quiet
+    from vtprune.harness import quiet
 
     if group.first:
         _open(prepared, store)
@@ -138,7 +138,7 @@ def _checked_method(prepared: Prepared) -> Any:
 
 def build_method(config: dict[str, Any]) -> Any:
     """The method object of a config, by name or by ``_target_``."""
-    import methods
+    from vtprune import methods
 
     target = config["method"].get("_target_")
     try:
@@ -151,7 +151,7 @@ def build_method(config: dict[str, Any]) -> Any:
 
 def _check_schedule(method: Any, model: dict[str, Any]) -> None:
     """Refuse a removal that this depth of model cannot reach, before the model is loaded."""
-    import methods
+    from vtprune import methods
 
     layers = model.get("text_config", model).get("num_hidden_layers")
     if layers is None or not isinstance(method, methods.LayerMethod):
@@ -165,7 +165,7 @@ def _check_schedule(method: Any, model: dict[str, Any]) -> None:
 def _locate(target: str) -> Any:
     from hydra.utils import get_class
 
-    import methods
+    from vtprune import methods
 
     try:
         found = get_class(target)
@@ -192,7 +192,7 @@ def _say_finished(stored: dict[str, Any], store: Store) -> None:
 def _compute(
     prepared: Prepared, store: Store, method: Any, resumed: int | None = None, processes: int = 1
 ) -> dict[str, Any]:
-    from harness import quiet
+    from vtprune.harness import quiet
 
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
     earlier = [entry for entry in store.samples() if not entry["error"]]
@@ -222,7 +222,7 @@ def _compute(
 
 def _shared_calls() -> int:
     """Calls of the image encoder that were remembered from another cell."""
-    from harness import sharing
+    from vtprune.harness import sharing
 
     return sharing.current().hits if sharing.current() else 0
 
@@ -235,12 +235,12 @@ def _answer(
     earlier: list[dict[str, Any]],
     group: ranks.Ranks | None = None,
 ) -> Any:
-    from harness import engines, sharing
-    from harness.answerer import ModelAnswerer
-    from harness.engines.base import Job
-    from models import prune
-    from models.errors import ModelLoadError
-    from models.load import load
+    from vtprune.harness import engines, sharing
+    from vtprune.harness.answerer import ModelAnswerer
+    from vtprune.harness.engines.base import Job
+    from vtprune.models import prune
+    from vtprune.models.errors import ModelLoadError
+    from vtprune.models.load import load
 
     config = prepared.config
     where = {"path": prepared.checkpoint.path, "name": config["model"]["name"], **prepared.runtime}
@@ -278,7 +278,7 @@ def _text_tower(prepared: Prepared, device: str) -> Any:
     """The text half of the encoder's CLIP checkpoint, if the method reads the question with it."""
     if prepared.clip is None:
         return None
-    from models import text_tower
+    from vtprune.models import text_tower
 
     return text_tower.load(prepared.clip.path, device)
 

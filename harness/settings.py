@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import benches, calibrate, checkpoint, device, prefetch, text_tower
-from harness import cell as cells
-from harness.cost import solver
-from harness.data import source, subset
-from harness.errors import ConfigError, unknown
-from harness.known import flatten
-from harness.store import RETRY
+from vtprune.harness import benches, calibrate, checkpoint, device, prefetch, text_tower
+from vtprune.harness import cell as cells
+from vtprune.harness.cost import solver
+from vtprune.harness.data import source, subset
+from vtprune.harness.errors import ConfigError, unknown
+from vtprune.harness.known import flatten
+from vtprune.harness.store import RETRY
 
 #: methods.base has the same, behind torch, which has no place here
 LABELLED_TOKENS = 576

@@ -10,7 +10,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from harness.errors import ConfigError
+from vtprune.harness.errors import ConfigError
 
 _LIST = re.compile(r"^bench=\[(?P<names>[^\]]*)\]$")
 _OURS = ("bench=", "benches=")

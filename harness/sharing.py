@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness.cell import Cell, canonical_json
+from vtprune.harness.cell import Cell, canonical_json
 
 if TYPE_CHECKING:  # a sweep opens this before it knows whether anything is left to compute
     import torch

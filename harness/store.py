@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from harness.cell import Cell, canonical_json
-from harness.errors import HarnessError
+from vtprune.harness.cell import Cell, canonical_json
+from vtprune.harness.errors import HarnessError
 
 RETRY = "failed"  # force=failed: samples that failed are asked again, the others kept
 

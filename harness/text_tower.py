@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import checkpoint, hub, known
-from harness.errors import ConfigError
+from vtprune.harness import checkpoint, hub, known
+from vtprune.harness.errors import ConfigError
 
 
 @dataclass(frozen=True)

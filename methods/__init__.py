@@ -1,6 +1,6 @@
 """Visual-token pruning methods: one file per method, tensors in, kept indices out."""
 
-from methods.base import (
+from vtprune.methods.base import (
     ImageTokens,
     InputMethod,
     LayerMethod,
@@ -14,7 +14,7 @@ from methods.base import (
     View,
     n_keep,
 )
-from methods.registry import available, build, get, register
+from vtprune.methods.registry import available, build, get, register
 
 __all__ = [
     "ImageTokens",

@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from methods import ops
+from vtprune.methods import ops
 
 Rounding = Literal["floor", "round_half_even", "int_raw"]
 

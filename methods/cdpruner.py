@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from methods.base import SelectionShape, View, choice
-from methods.crops import CropMethod
-from methods.registry import register
+from vtprune.methods.base import SelectionShape, View, choice
+from vtprune.methods.crops import CropMethod
+from vtprune.methods.registry import register
 
 
 def question_relevance(similarity: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from methods.base import (
+from vtprune.methods.base import (
     LayerMethod,
     MethodError,
     PruningMethod,
@@ -16,7 +16,7 @@ from methods.base import (
     choice,
     in_range,
 )
-from methods.registry import build, register
+from vtprune.methods.registry import build, register
 
 
 @register("compose")

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from methods.base import SelectionShape, TokenMethod, View, choice
+from vtprune.methods.base import SelectionShape, TokenMethod, View, choice
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from methods import ops
-from methods.base import LayerSignals, MethodError, SelectionShape, choice, in_range
-from methods.fastv import DropOnce
-from methods.registry import register
+from vtprune.methods import ops
+from vtprune.methods.base import LayerSignals, MethodError, SelectionShape, choice, in_range
+from vtprune.methods.fastv import DropOnce
+from vtprune.methods.registry import register
 
 
 def key_norms(keys: Tensor) -> Tensor:

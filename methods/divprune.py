@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from methods import ops
-from methods.base import SelectionShape, TokenMethod, View
-from methods.registry import register
+from vtprune.methods import ops
+from vtprune.methods.base import SelectionShape, TokenMethod, View
+from vtprune.methods.registry import register
 
 
 def farthest_points(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:

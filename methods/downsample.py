@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from methods.base import InputMethod
-from methods.registry import register
+from vtprune.methods.base import InputMethod
+from vtprune.methods.registry import register
 
 
 def smaller_grid(rows: int, cols: int, budget: int) -> tuple[int, int]:

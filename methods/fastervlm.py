@@ -7,9 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from methods.base import SelectionShape, View
-from methods.crops import CropMethod
-from methods.registry import register
+from vtprune.methods.base import SelectionShape, View
+from vtprune.methods.crops import CropMethod
+from vtprune.methods.registry import register
 
 
 @register("fastervlm")

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from methods.base import LayerMethod, LayerSignals, MethodError, SelectionShape, in_range
-from methods.registry import register
+from vtprune.methods.base import LayerMethod, LayerSignals, MethodError, SelectionShape, in_range
+from vtprune.methods.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)

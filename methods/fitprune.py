@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from methods.base import (
+from vtprune.methods.base import (
     LABELLED_TOKENS,
     LayerMethod,
     LayerSignals,
@@ -22,7 +22,7 @@ from methods.base import (
     in_range,
     n_keep,
 )
-from methods.registry import register
+from vtprune.methods.registry import register
 
 
 @cache

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from methods import ops
-from methods.base import SelectionShape, TokenMethod, View, choice, in_range
-from methods.registry import register
+from vtprune.methods import ops
+from vtprune.methods.base import SelectionShape, TokenMethod, View, choice, in_range
+from vtprune.methods.registry import register
 
 
 def attention_foreground(attention: Tensor, mass: float) -> Tensor:

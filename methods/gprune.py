@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from methods import ops
-from methods.base import MethodError, SelectionShape, TokenMethod, View, choice, in_range
-from methods.registry import register
+from vtprune.methods import ops
+from vtprune.methods.base import MethodError, SelectionShape, TokenMethod, View, choice, in_range
+from vtprune.methods.registry import register
 
 # Half of the smallest positive float16: a softmax weight up to here is rounded to zero there.
 FLOAT16_FLUSH = 2.0**-25

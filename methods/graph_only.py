@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.base import View
-from methods.gprune import GPrune
-from methods.registry import register
+from vtprune.methods.base import View
+from vtprune.methods.gprune import GPrune
+from vtprune.methods.registry import register
 
 
 @register("graph_only")

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from methods import ops
-from methods.base import Selection, SelectionShape, View, choice, in_range
-from methods.crops import CropMethod
-from methods.registry import register
+from vtprune.methods import ops
+from vtprune.methods.base import Selection, SelectionShape, View, choice, in_range
+from vtprune.methods.crops import CropMethod
+from vtprune.methods.registry import register
 
 
 def part_sizes(n: int, parts: int) -> list[int]:

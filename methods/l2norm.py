@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.base import TokenMethod, View
-from methods.registry import register
+from vtprune.methods.base import TokenMethod, View
+from vtprune.methods.registry import register
 
 
 @register("l2norm")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods.base import MethodError, Selection, TokenMethod, View
-from methods.registry import register
+from vtprune.methods.base import MethodError, Selection, TokenMethod, View
+from vtprune.methods.registry import register
 
 
 def pool_cells(rows: int, cols: int, k: int) -> Tensor:

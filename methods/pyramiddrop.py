@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from methods.base import (
+from vtprune.methods.base import (
     LayerMethod,
     LayerSignals,
     MethodError,
@@ -16,7 +16,7 @@ from methods.base import (
     in_range,
     n_keep,
 )
-from methods.registry import register
+from vtprune.methods.registry import register
 
 #: mean tokens of the published schedule, and what its last stage keeps
 PUBLISHED_MEAN, PUBLISHED_LAST = 270, 0.125

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TypeVar
 
-from methods.base import MethodError, PruningMethod
+from vtprune.methods.base import MethodError, PruningMethod
 
 ENTRY_POINT_GROUP = "visual_token_pruning.methods"
 _NOT_METHODS = {"base", "ops", "registry"}
@@ -44,10 +44,10 @@ def _load_all() -> None:
     global _loaded
     if _loaded:
         return
-    package = importlib.import_module("methods")
+    package = importlib.import_module("vtprune.methods")
     for module in pkgutil.iter_modules(package.__path__):
         if module.name not in _NOT_METHODS and not module.name.startswith("_"):
-            importlib.import_module(f"methods.{module.name}")
+            importlib.import_module(f"vtprune.methods.{module.name}")
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name not in _REGISTRY:
             register(point.name)(point.load())

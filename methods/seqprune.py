@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from methods.base import LayerMethod, LayerSignals, MethodError, SelectionShape, in_range
-from methods.registry import register
+from vtprune.methods.base import LayerMethod, LayerSignals, MethodError, SelectionShape, in_range
+from vtprune.methods.registry import register
 
 
 @register("seqprune")

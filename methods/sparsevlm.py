@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from methods import ops
-from methods.base import (
+from vtprune.methods import ops
+from vtprune.methods.base import (
     LABELLED_TOKENS,
     LayerMethod,
     LayerSignals,
@@ -21,8 +21,8 @@ from methods.base import (
     in_range,
     n_keep,
 )
-from methods.fitprune import fit_to_mean
-from methods.registry import register
+from vtprune.methods.fitprune import fit_to_mean
+from vtprune.methods.registry import register
 
 #: tokens kept after each pruned layer, by the label of the published tables, of 576 tokens
 PRESET_TOKENS = LABELLED_TOKENS

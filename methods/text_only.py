@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from methods.base import InputMethod, MethodError
-from methods.registry import register
+from vtprune.methods.base import InputMethod, MethodError
+from vtprune.methods.registry import register
 
 
 @register("text_only")

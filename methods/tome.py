@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from methods import ops
-from methods.base import (
+from vtprune.methods import ops
+from vtprune.methods.base import (
     ImageTokens,
     MethodError,
     Selection,
@@ -20,8 +20,8 @@ from methods.base import (
     choice,
     in_range,
 )
-from methods.ops import Merged
-from methods.registry import register
+from vtprune.methods.ops import Merged
+from vtprune.methods.registry import register
 
 
 def merge_rounds(n: int, n_out: int, per_round: int | None = None) -> list[int]:

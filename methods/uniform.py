@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from methods import ops
-from methods.base import TokenMethod, View
-from methods.registry import register
+from vtprune.methods import ops
+from vtprune.methods.base import TokenMethod, View
+from vtprune.methods.registry import register
 
 
 @register("uniform")

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from methods import ops
-from methods.base import Selection, SelectionShape, View, choice, in_range
-from methods.crops import MergingCropMethod
-from methods.registry import register
+from vtprune.methods import ops
+from vtprune.methods.base import Selection, SelectionShape, View, choice, in_range
+from vtprune.methods.crops import MergingCropMethod
+from vtprune.methods.registry import register
 
 
 class Contextual(NamedTuple):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from methods import ops
-from methods.base import SelectionShape, View, in_range
-from methods.crops import CropMethod
-from methods.registry import register
+from vtprune.methods import ops
+from vtprune.methods.base import SelectionShape, View, in_range
+from vtprune.methods.crops import CropMethod
+from vtprune.methods.registry import register
 
 
 def drop_duplicates(similarity: Tensor, keep: int, per_round: int = 8) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from methods.base import LABELLED_TOKENS, LayerMethod, MethodError, in_range
-from methods.registry import register
+from vtprune.methods.base import LABELLED_TOKENS, LayerMethod, MethodError, in_range
+from vtprune.methods.registry import register
 
 
 @register("vtw")

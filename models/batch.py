@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.errors import PruningUnsupported
-from models.families import CapturedImage
-from models.record import SampleRecord
+from vtprune.models.errors import PruningUnsupported
+from vtprune.models.families import CapturedImage
+from vtprune.models.record import SampleRecord
 
 
 @dataclass

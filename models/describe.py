@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.errors import ModelLoadError
+from vtprune.models.errors import ModelLoadError
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.base import TokenMethod
-from methods.ops import Merged
-from models.errors import PruningUnsupported
-from models.families import Family
-from models.signals import AttentionTap
+from vtprune.methods.base import TokenMethod
+from vtprune.methods.ops import Merged
+from vtprune.models.errors import PruningUnsupported
+from vtprune.models.families import Family
+from vtprune.models.signals import AttentionTap
 
 
 class EncoderMerging:

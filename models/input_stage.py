@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from methods.base import InputMethod, MethodError, TokenLayout
-from models.families import Family
-from models.families.base import VisionCapture
-from models.record import Unreduced
+from vtprune.methods.base import InputMethod, MethodError, TokenLayout
+from vtprune.models.families import Family
+from vtprune.models.families.base import VisionCapture
+from vtprune.models.record import Unreduced
 
 Grids = tuple[tuple[int, int, int], ...]
 

@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from models.errors import PruningUnsupported
-from models.families import Family
-from models.signals import AttentionTap, head_max_columns, row_attention, rows_attention
+from vtprune.models.errors import PruningUnsupported
+from vtprune.models.families import Family
+from vtprune.models.signals import AttentionTap, head_max_columns, row_attention, rows_attention
 
 
 class _Heard(Exception):

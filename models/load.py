@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from models.errors import ModelLoadError
+from vtprune.models.errors import ModelLoadError
 
 _CACHE: dict[tuple[str, ...], VLM] = {}
 _THREADS = torch.get_num_threads()
@@ -144,7 +144,7 @@ def _load(
 def _random(path: str, device: str, dtype: str, attention: str, name: str) -> VLM:
     from transformers import AutoModelForImageTextToText
 
-    from models.describe import describe, hf_config
+    from vtprune.models.describe import describe, hf_config
 
     config = hf_config(describe(path))
     half = config.dtype if config.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.record import SampleRecord
+from vtprune.models.record import SampleRecord
 
 
 @contextlib.contextmanager

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.errors import PruningUnsupported
-from models.families import Family
-from models.packing import attention_mask
-from models.signals import AttentionTap, head_max_columns
+from vtprune.models.errors import PruningUnsupported
+from vtprune.models.families import Family
+from vtprune.models.packing import attention_mask
+from vtprune.models.signals import AttentionTap, head_max_columns
 
 
 class _Reached(Exception):

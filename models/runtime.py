@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import methods
-from methods.base import (
+from vtprune import methods
+from vtprune.methods.base import (
     ImageTokens,
     InputMethod,
     LayerMethod,
@@ -35,8 +35,8 @@ from methods.base import (
     Selection,
     TokenMethod,
 )
-from models.annotation import token_coverage
-from models.batch import (
+from vtprune.models.annotation import token_coverage
+from vtprune.models.batch import (
     Batch,
     Slots,
     beams_per_sample,
@@ -48,16 +48,16 @@ from models.batch import (
     row_positions,
     view_sizes,
 )
-from models.encoder_merge import EncoderMerging
-from models.errors import PruningUnsupported
-from models.families import CapturedImage, Family, family_of
-from models.families.base import VisionCapture
-from models.input_stage import InputStage
-from models.layer_signals import RowReading
-from models.packing import attention_mask, gather_rows, pack_left
-from models.record import SampleRecord, Unreduced
-from models.signals import AttentionTap
-from models.text_tower import TextTower, question_of
+from vtprune.models.encoder_merge import EncoderMerging
+from vtprune.models.errors import PruningUnsupported
+from vtprune.models.families import CapturedImage, Family, family_of
+from vtprune.models.families.base import VisionCapture
+from vtprune.models.input_stage import InputStage
+from vtprune.models.layer_signals import RowReading
+from vtprune.models.packing import attention_mask, gather_rows, pack_left
+from vtprune.models.record import SampleRecord, Unreduced
+from vtprune.models.signals import AttentionTap
+from vtprune.models.text_tower import TextTower, question_of
 
 # Contexts open per model, innermost last: only that one acts, the others wait.
 _OPEN: weakref.WeakKeyDictionary[nn.Module, list[_Runtime]] = weakref.WeakKeyDictionary()
@@ -72,7 +72,7 @@ class PruningRun:
     def __init__(self, method: PruningMethod) -> None:
         self.method = method
         self.clock: Callable[[], float] = time.perf_counter
-        self.shared: Any = None  # remembers encoder calls across runs, see harness.sharing
+        self.shared: Any = None  # remembers encoder calls across runs, see vtprune.harness.sharing
         self.records: list[SampleRecord] = []
         self._sample_ids: list[str] | None = None
         self._foreground: list[list[Tensor]] | None = None

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods import ops
-from models.errors import ModelLoadError
+from vtprune.methods import ops
+from vtprune.models.errors import ModelLoadError
 
 #: what benchmarks add to a question for answers of one word; it says nothing about the picture
 INSTRUCTION = "Answer the question using a single word or phrase."

@@ -20,8 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from harness import agreement, known  # noqa: E402
-from harness.errors import HarnessError, one_line  # noqa: E402
+from vtprune.harness import agreement, known  # noqa: E402
+from vtprune.harness.errors import HarnessError, one_line  # noqa: E402
 
 CONF = ROOT / "conf"
 

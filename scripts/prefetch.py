@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from harness import cli, explain, prefetch, several  # noqa: E402
-from harness.errors import ConfigError, HarnessError, one_line  # noqa: E402
+from vtprune.harness import cli, explain, prefetch, several  # noqa: E402
+from vtprune.harness.errors import ConfigError, HarnessError, one_line  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:

@@ -28,15 +28,15 @@ def main() -> int:
     options = parser.parse_args()
     if options.status is not None:
         return _status(options.status, options.results)
-    from harness import cli
+    from vtprune.harness import cli
 
     sys.argv[1:] = ["-m", "hydra/launcher=slurm_array", *options.overrides]
     return cli.main()
 
 
 def _status(folder: str, results: Path) -> int:
-    from harness.errors import HarnessError, one_line
-    from harness.sweep import status
+    from vtprune.harness.errors import HarnessError, one_line
+    from vtprune.harness.sweep import status
 
     try:
         return status.show(Path(folder) if folder else status.newest(results))

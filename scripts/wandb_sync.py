@@ -17,8 +17,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from harness import loggers  # noqa: E402
-from harness.loggers import wandb_run  # noqa: E402
+from vtprune.harness import loggers  # noqa: E402
+from vtprune.harness.loggers import wandb_run  # noqa: E402
 
 
 def main() -> int:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.benches import for_engine
-from harness.data import mini, source
-from harness.engines.base import Job, Outcome
-from harness.known import entries
-from harness.store import Journal, read_journal
+from vtprune.harness.benches import for_engine
+from vtprune.harness.data import mini, source
+from vtprune.harness.engines.base import Job, Outcome
+from vtprune.harness.known import entries
+from vtprune.harness.store import Journal, read_journal
 from tests.engine_tools import ROOT, Scripted
 
 CONF = ROOT / "conf"
@@ -83,7 +83,7 @@ def run(
     folder: Path, name: str, answerer: Scripted, engine: str = "lmms_eval", **options: Any
 ) -> Outcome:
     """One benchmark through one engine; the journal stays in ``folder``."""
-    from harness import engines
+    from vtprune.harness import engines
 
     folder.mkdir(parents=True, exist_ok=True)
     with Journal(folder / "samples.jsonl") as journal:

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from harness.data import source
-from harness.engines.base import Answer, Job, Question
-from harness.store import Journal, read_journal
+from vtprune.harness.data import source
+from vtprune.harness.engines.base import Answer, Job, Question
+from vtprune.harness.store import Journal, read_journal
 
 ROOT = Path(__file__).resolve().parent.parent
 

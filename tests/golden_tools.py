@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.base import ImageTokens, TokenLayout, View
+from vtprune.methods.base import ImageTokens, TokenLayout, View
 
 
 class Golden:

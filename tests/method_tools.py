@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import methods
+from vtprune import methods
 from tests import tiny
 
 CLS = {"cls_attention", "last_attention"}

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.answerer import ModelAnswerer, chat_inputs
-from harness.engines.base import Question
-from models import prune
-from models.errors import ModelLoadError
-from models.load import load, unload
+from vtprune.harness.answerer import ModelAnswerer, chat_inputs
+from vtprune.harness.engines.base import Question
+from vtprune.models import prune
+from vtprune.models.errors import ModelLoadError
+from vtprune.models.load import load, unload
 from tests import checkpoint_tools
 
 

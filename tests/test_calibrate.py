@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import calibrate
-from harness.errors import ConfigError
-from models import prune
-from models.families import family_of
-from models.replay import start_replay
+from vtprune.harness import calibrate
+from vtprune.harness.errors import ConfigError
+from vtprune.models import prune
+from vtprune.models.families import family_of
+from vtprune.models.replay import start_replay
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import benches, settings
-from harness import cell as cells
-from harness.store import Store
-from harness.tables import wanted
+from vtprune.harness import benches, settings
+from vtprune.harness import cell as cells
+from vtprune.harness.store import Store
+from vtprune.harness.tables import wanted
 
 ROOT = Path(__file__).resolve().parent.parent
 #: requests that have, together, every part an identity can have

@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from harness import cli
+from vtprune.harness import cli
 from tests import checkpoint_tools
 
 
@@ -151,7 +151,7 @@ def test_a_local_copy_of_hub_data_is_read_and_named_hub(run, tmp_path):
 
 
 def test_a_failed_sample_marks_the_cell(run, tmp_path, monkeypatch):
-    from harness.answerer import ModelAnswerer
+    from vtprune.harness.answerer import ModelAnswerer
 
     real = ModelAnswerer.answer
 

@@ -10,9 +10,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import methods
-from harness import cli, known, settings
-from models.supported import SUPPORTED_MODEL_TYPES
+from vtprune import methods
+from vtprune.harness import cli, known, settings
+from vtprune.models.supported import SUPPORTED_MODEL_TYPES
 
 CONF = Path(cli.CONF)
 GROUPS = known.groups(CONF)
@@ -63,7 +63,7 @@ def test_a_methods_config_says_what_each_option_is(name):
 
 
 def test_the_supported_architectures_are_those_of_the_families():
-    from models.families import supported_model_types
+    from vtprune.models.families import supported_model_types
 
     assert set(SUPPORTED_MODEL_TYPES) == set(supported_model_types())
 
@@ -92,7 +92,7 @@ def test_the_demo_compares_three_methods():
 
 
 def test_labels_count_from_as_many_tokens_before_torch_as_behind_it():
-    from harness import settings
-    from methods import base
+    from vtprune.harness import settings
+    from vtprune.methods import base
 
     assert settings.LABELLED_TOKENS == base.LABELLED_TOKENS

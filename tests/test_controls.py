@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
-from harness.errors import ConfigError
-from harness.tables import command, controls, lookup, spec
+from vtprune.harness import cli
+from vtprune.harness.errors import ConfigError
+from vtprune.harness.tables import command, controls, lookup, spec
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = ("random", "uniform", "pool", "downsample")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.cost import architecture_of, convert
-from harness.cost.conventions import Tokens
-from harness.cost.counter import Counter
-from harness.cost.ledger import decode_step, decoder, kv_cache_bytes, prefill, prefill_full
-from models import prune
+from vtprune.harness.cost import architecture_of, convert
+from vtprune.harness.cost.conventions import Tokens
+from vtprune.harness.cost.counter import Counter
+from vtprune.harness.cost.ledger import decode_step, decoder, kv_cache_bytes, prefill, prefill_full
+from vtprune.models import prune
 from tests import tiny
 
 
@@ -121,7 +121,7 @@ RECIPES = {30: 0.279, 50: 0.497, 60: 0.597, 70: 0.697, 80: 0.797, 90: 0.897}
 
 @pytest.mark.parametrize("percent", RECIPES)
 def test_fitprunes_recipes_save_what_they_are_called_after(percent):
-    from methods.fitprune import published_recipes
+    from vtprune.methods.fitprune import published_recipes
 
     arch, left = architecture_of(_llava15_7b()), [576]
     for deleted in published_recipes()[percent]:

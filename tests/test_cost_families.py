@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-import methods
-from harness.cost import architecture_of, counter
-from harness.cost.ledger import prefill
-from methods import ops
-from methods.base import LayerMethod, PruningMethod, TokenMethod, View
-from models import prune
+from vtprune import methods
+from vtprune.harness.cost import architecture_of, counter
+from vtprune.harness.cost.ledger import prefill
+from vtprune.methods import ops
+from vtprune.methods.base import LayerMethod, PruningMethod, TokenMethod, View
+from vtprune.models import prune
 from tests import tiny
 from tests.contract.test_contract import built
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-import methods
-from harness.cost import architecture_of, counter, shapes
-from harness.cost.ledger import prefill, prefill_full
-from methods.tome import ToMe
-from models import prune
-from models.errors import PruningUnsupported
-from models.oracle import masked
+from vtprune import methods
+from vtprune.harness.cost import architecture_of, counter, shapes
+from vtprune.harness.cost.ledger import prefill, prefill_full
+from vtprune.methods.tome import ToMe
+from vtprune.models import prune
+from vtprune.models.errors import PruningUnsupported
+from vtprune.models.oracle import masked
 from tests import tiny
 
 OPTIONS = {"ratio": 0.5, "placement": "vision_encoder"}
@@ -58,7 +58,7 @@ def test_every_crop_ends_with_the_planned_number_of_tokens():
 def test_a_merged_token_is_the_mean_over_all_it_stands_for():
     """Without the tower's own work between merges, sizes and sums must be conserved."""
     one = methods.build("tome", **OPTIONS)
-    from methods.ops import Merged
+    from vtprune.methods.ops import Merged
 
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     place = torch.arange(64)

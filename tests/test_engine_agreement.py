@@ -6,8 +6,8 @@ import importlib.util
 
 import pytest
 
-from harness import agreement
-from harness.data import tables
+from vtprune.harness import agreement
+from vtprune.harness.data import tables
 from tests import bench_tools as tools
 
 if importlib.util.find_spec("vlmeval") is None:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import methods
-from harness.answerer import ModelAnswerer, chat_inputs
-from harness.engines.base import Question
-from harness.images import as_rgb
-from models import prune
-from models.load import load
+from vtprune import methods
+from vtprune.harness.answerer import ModelAnswerer, chat_inputs
+from vtprune.harness.engines.base import Question
+from vtprune.harness.images import as_rgb
+from vtprune.models import prune
+from vtprune.models.load import load
 from tests import family_checkpoints, tiny
 from tests.method_tools import built
 

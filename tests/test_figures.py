@@ -9,9 +9,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from harness.errors import ConfigError, HarnessError
-from harness.figures import command, curves, flow, geometry, overlay, paper, rows
-from harness.tables import analysis, spec
+from vtprune.harness.errors import ConfigError, HarnessError
+from vtprune.harness.figures import command, curves, flow, geometry, overlay, paper, rows
+from vtprune.harness.tables import analysis, spec
 from tests import table_tools as tools
 
 pytestmark = pytest.mark.slow

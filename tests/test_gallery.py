@@ -6,7 +6,7 @@ import inspect
 import re
 from pathlib import Path
 
-import methods
+from vtprune import methods
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 

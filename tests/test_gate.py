@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from harness import gate
-from harness.benches import for_engine
-from harness.known import groups
-from harness.tables import frame
+from vtprune.harness import gate
+from vtprune.harness.benches import for_engine
+from vtprune.harness.known import groups
+from vtprune.harness.tables import frame
 from tests.bench_tools import CONF, config
 
 FIELDS = "checkpoint data bench metric value unit tolerance decides engine protocol source note"
@@ -133,7 +133,7 @@ def test_drawn_data_must_be_the_very_same(published, tmp_path):
 
 def test_the_shipped_model_has_reference_figures_of_its_own():
     """After training it again: python scripts/reference_figures.py"""
-    from harness.checkpoint import fingerprint
+    from vtprune.harness.checkpoint import fingerprint
     from tests.engine_tools import ROOT
 
     wanted = f"embedded@{fingerprint(ROOT / 'models/embedded/llava')}"
@@ -149,7 +149,7 @@ def rows():
 
 
 def test_published_rows_name_existing_benchmarks_metrics_and_checkpoints():
-    from harness.known import entries
+    from vtprune.harness.known import entries
 
     models = [entries(CONF, "model", name) for name in groups(CONF)["model"]]
     checkpoints = {m["hub"] or m["name"] for m in models}

@@ -12,33 +12,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods import build, ops
-from methods.base import ImageTokens, LayerMethod, LayerSignals, TokenMethod
-from methods.cdpruner import greedy_dpp, question_relevance
-from methods.dart import key_norms, least_similar
-from methods.divprune import farthest_points
-from methods.fastv import FastV
-from methods.fitprune import FitPrune, published_recipes
-from methods.fitprune_search import Costs, search_recipe
-from methods.holov import released_selection
-from methods.prumerge import (
+from vtprune.methods import build, ops
+from vtprune.methods.base import ImageTokens, LayerMethod, LayerSignals, TokenMethod
+from vtprune.methods.cdpruner import greedy_dpp, question_relevance
+from vtprune.methods.dart import key_norms, least_similar
+from vtprune.methods.divprune import farthest_points
+from vtprune.methods.fastv import FastV
+from vtprune.methods.fitprune import FitPrune, published_recipes
+from vtprune.methods.fitprune_search import Costs, search_recipe
+from vtprune.methods.holov import released_selection
+from vtprune.methods.prumerge import (
     absorb,
     full_width_attention,
     neighbours,
     outlier_count,
     with_stride,
 )
-from methods.seqprune import SequentialPrune
-from methods.sparsevlm import (
+from vtprune.methods.seqprune import SequentialPrune
+from vtprune.methods.sparsevlm import (
     rater_scores,
     recycle,
     recycled_counts,
     rotary_decay,
     split_budget,
 )
-from methods.tome import merge_rounds, merge_tokens
-from methods.visionzip import contextual_features, contextual_tokens
-from methods.vispruner import important_and_diverse
+from vtprune.methods.tome import merge_rounds, merge_tokens
+from vtprune.methods.visionzip import contextual_features, contextual_tokens
+from vtprune.methods.vispruner import important_and_diverse
 from tests.golden_llama import TinyLlama
 from tests.golden_tools import (
     Golden,

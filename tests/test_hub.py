@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import checkpoint, hub
-from harness.data import redirect, source
-from harness.errors import ConfigError, HarnessError
+from vtprune.harness import checkpoint, hub
+from vtprune.harness.data import redirect, source
+from vtprune.harness.errors import ConfigError, HarnessError
 
 COMMIT = "a" * 40
 ENGINE = {"dataset": "org/data", "split": "test"}

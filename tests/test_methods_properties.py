@@ -11,22 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import methods
-from methods import MethodError, build, n_keep, ops
-from methods.base import LayerSignals, SelectionShape
-from methods.cdpruner import greedy_dpp
-from methods.divprune import farthest_points
-from methods.fastv import FastV
-from methods.fitprune import FitPrune, fit_to_mean, published_recipes, survival
-from methods.fitprune_search import Costs, OfflineReplay, removable, search_recipe
-from methods.foreground import attention_foreground
-from methods.gprune import GPrune, propagate, token_graph
-from methods.holov import capped, quotas
-from methods.pool import pool_cells
-from methods.seqprune import SequentialPrune
-from methods.sparsevlm import split_budget
-from methods.tome import merge_rounds, merge_tokens
-from methods.vispruner import drop_duplicates, important_and_diverse
+from vtprune import methods
+from vtprune.methods import MethodError, build, n_keep, ops
+from vtprune.methods.base import LayerSignals, SelectionShape
+from vtprune.methods.cdpruner import greedy_dpp
+from vtprune.methods.divprune import farthest_points
+from vtprune.methods.fastv import FastV
+from vtprune.methods.fitprune import FitPrune, fit_to_mean, published_recipes, survival
+from vtprune.methods.fitprune_search import Costs, OfflineReplay, removable, search_recipe
+from vtprune.methods.foreground import attention_foreground
+from vtprune.methods.gprune import GPrune, propagate, token_graph
+from vtprune.methods.holov import capped, quotas
+from vtprune.methods.pool import pool_cells
+from vtprune.methods.seqprune import SequentialPrune
+from vtprune.methods.sparsevlm import split_budget
+from vtprune.methods.tome import merge_rounds, merge_tokens
+from vtprune.methods.vispruner import drop_duplicates, important_and_diverse
 from tests.golden_tools import crops_layout, packed_image, single_view
 
 seeds = st.integers(0, 10_000)

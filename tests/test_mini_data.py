@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from harness.data import mini, world
+from vtprune.harness.data import mini, world
 
 COLUMNS = {
     "textvqa": "image_id question_id question question_tokens image image_width image_height "

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = '''
 from dataclasses import dataclass
-from methods import TokenMethod, register
+from vtprune.methods import TokenMethod, register
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def run(package: Path, *command: str) -> subprocess.CompletedProcess:
 
 
 def test_an_entry_point_is_found_by_the_registry(package):
-    code = "import methods; m = methods.build('first_tokens', ratio=0.5, power=2); print(m.name)"
+    code = "from vtprune import methods; m = methods.build('first_tokens', ratio=0.5, power=2); print(m.name)"
     done = run(package, "-c", code)
     assert done.stdout.strip() == "first_tokens", done.stderr
 

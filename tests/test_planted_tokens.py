@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import methods
-from methods import LayerSignals, View
+from vtprune import methods
+from vtprune.methods import LayerSignals, View
 
 HOT = torch.tensor([3, 17, 40, 63])
 N, KEEP = 64, 6

@@ -9,14 +9,14 @@ import pytest
 import torch
 import yaml
 
-import methods
-from harness import profile
-from harness.cost import shapes
-from harness.errors import ConfigError, HarnessError
-from harness.figures import cost as figures
-from harness.timing import run as timing_run
-from models import prune
-from models.describe import describe, hf_config
+from vtprune import methods
+from vtprune.harness import profile
+from vtprune.harness.cost import shapes
+from vtprune.harness.errors import ConfigError, HarnessError
+from vtprune.harness.figures import cost as figures
+from vtprune.harness.timing import run as timing_run
+from vtprune.models import prune
+from vtprune.models.describe import describe, hf_config
 from tests import tiny
 
 pytestmark = pytest.mark.slow

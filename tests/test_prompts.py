@@ -6,11 +6,11 @@ import types
 
 import pytest
 
-from harness import benches, cell, prompts
-from harness.answerer import chat_inputs
-from harness.engines import lmms_data
-from harness.errors import ConfigError, HarnessError
-from harness.known import entries, groups
+from vtprune.harness import benches, cell, prompts
+from vtprune.harness.answerer import chat_inputs
+from vtprune.harness.engines import lmms_data
+from vtprune.harness.errors import ConfigError, HarnessError
+from vtprune.harness.known import entries, groups
 from tests import bench_tools as tools
 from tests import family_checkpoints
 
@@ -77,12 +77,12 @@ def test_the_known_blocks_are_those_of_the_task_files():
     [("default", "using a single word or phrase."), ("qwen_vl", " Answer:")],
 )
 def test_lmms_eval_asks_in_the_block_of_the_policy(block, end, tmp_path):
-    from harness.store import Journal
+    from vtprune.harness.store import Journal
 
     with Journal(tmp_path / "samples.jsonl") as journal:
         job = tools.job(tmp_path, "gqa", journal, samples=2, model={"prompt": {"lmms_eval": block}})
         answerer = tools.constant()
-        from harness import engines
+        from vtprune.harness import engines
 
         engines.get("lmms_eval").run(job, answerer)
     assert answerer.asked[0].prompt.endswith(end)

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import ranks
-from harness.lease import Lost
-from harness.store import Journal, read_journal
+from vtprune.harness import ranks
+from vtprune.harness.lease import Lost
+from vtprune.harness.store import Journal, read_journal
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL = ["method=random", "ratio=0.5", "bench.limit=11", "batch_size=2", "model.threads=1"]
@@ -171,7 +171,7 @@ def test_all_ranks_leave_a_cell_that_was_taken_over_from_the_first():
 
 def test_ranks_go_by_what_the_first_one_saw(tmp_path, monkeypatch):
     """A result may appear between the looks of two ranks: only one look counts."""
-    from harness import lease, running
+    from vtprune.harness import lease, running
 
     seen, store = [], SimpleNamespace(folder=tmp_path, guard=None)
     monkeypatch.setattr(running, "_checked_method", lambda prepared: "method")
@@ -199,7 +199,7 @@ def test_ranks_go_by_what_the_first_one_saw(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_group_sweeps_waits_for_a_cell_held_elsewhere_and_goes_on(tmp_path):
-    from harness import lease
+    from vtprune.harness import lease
 
     assert run(tmp_path).returncode == 0
     (folder,) = tmp_path.glob("runs/*/*/random-*")
@@ -224,7 +224,7 @@ def test_a_group_sweeps_waits_for_a_cell_held_elsewhere_and_goes_on(tmp_path):
 
 
 def test_a_group_is_refused_by_launchers_with_processes_of_their_own(monkeypatch, capsys):
-    from harness import cli
+    from vtprune.harness import cli
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.figures import geometry
-from harness.report import page, samples
-from harness.tables import analysis, spec
+from vtprune.harness.figures import geometry
+from vtprune.harness.report import page, samples
+from vtprune.harness.tables import analysis, spec
 from tests import table_tools as tools
 
 pytestmark = pytest.mark.slow

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-import methods
-from models import prune
-from models.errors import PruningUnsupported
-from models.families import family_of
-from models.families.base import VisionCapture
-from models.oracle import masked
-from models.record import pack_bits, unpack_bits
-from models.signals import AttentionTap, received_attention
+from vtprune import methods
+from vtprune.models import prune
+from vtprune.models.errors import PruningUnsupported
+from vtprune.models.families import family_of
+from vtprune.models.families.base import VisionCapture
+from vtprune.models.oracle import masked
+from vtprune.models.record import pack_bits, unpack_bits
+from vtprune.models.signals import AttentionTap, received_attention
 from tests import tiny
 
 OPTIONS = {"random": {"ratio": 0.5}, "fastv": {"ratio": 0.5, "K": 2}}
@@ -261,8 +261,8 @@ def test_an_untested_transformers_version_is_refused_naming_the_range(monkeypatc
 
 
 def test_the_torch_free_list_of_architectures_is_that_of_the_adapters():
-    from models.families import supported_model_types
-    from models.supported import SUPPORTED_MODEL_TYPES
+    from vtprune.models.families import supported_model_types
+    from vtprune.models.supported import SUPPORTED_MODEL_TYPES
 
     assert set(SUPPORTED_MODEL_TYPES) == set(supported_model_types())
 

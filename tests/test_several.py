@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from harness import cli, several
-from harness.errors import ConfigError
+from vtprune.harness import cli, several
+from vtprune.harness.errors import ConfigError
 from tests import checkpoint_tools
 
 
@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def run(checkpoint, tmp_path, capsys, monkeypatch):
     """Runs the command line; returns exit status, stdout, stderr and how often a model loaded."""
-    from models import load as loading
+    from vtprune.models import load as loading
 
     loads = []
     real = loading._load

@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-import methods
-from harness import cli, sharing
-from harness.answerer import ModelAnswerer
-from harness.engines.base import Question
-from harness.sharing import VisionCache, shared
-from models import prune
-from models.families.base import VisionCapture
-from models.load import load
-from models.runtime import PruningRun
+from vtprune import methods
+from vtprune.harness import cli, sharing
+from vtprune.harness.answerer import ModelAnswerer
+from vtprune.harness.engines.base import Question
+from vtprune.harness.sharing import VisionCache, shared
+from vtprune.models import prune
+from vtprune.models.families.base import VisionCapture
+from vtprune.models.load import load
+from vtprune.models.runtime import PruningRun
 from tests import checkpoint_tools, family_checkpoints, tiny
 from tests.method_tools import built
 

@@ -8,10 +8,10 @@ import shutil
 
 import pytest
 
-from harness import cell as cells
-from harness import checkpoint
-from harness.errors import HarnessError
-from harness.store import Journal, Store, drop_torn_line, read_journal, write_atomic
+from vtprune.harness import cell as cells
+from vtprune.harness import checkpoint
+from vtprune.harness.errors import HarnessError
+from vtprune.harness.store import Journal, Store, drop_torn_line, read_journal, write_atomic
 
 CONFIG = {
     "ratio": 0.9,

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from harness import cli, display, lease
-from harness.sweep import outcomes, plan, slurm, supervisor, worker
+from vtprune.harness import cli, display, lease
+from vtprune.harness.sweep import outcomes, plan, slurm, supervisor, worker
 from tests import checkpoint_tools
 
 

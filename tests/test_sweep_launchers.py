@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
-from harness.sweep import status
+from vtprune.harness import cli
+from vtprune.harness.sweep import status
 from tests import checkpoint_tools
 
 SAMPLES = 10

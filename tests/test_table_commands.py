@@ -14,10 +14,20 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from harness import lease, stats
-from harness.cell import canonical_json
-from harness.errors import ConfigError
-from harness.tables import analysis, command, cost, lookup, published, render, samples, spec, wanted
+from vtprune.harness import lease, stats
+from vtprune.harness.cell import canonical_json
+from vtprune.harness.errors import ConfigError
+from vtprune.harness.tables import (
+    analysis,
+    command,
+    cost,
+    lookup,
+    published,
+    render,
+    samples,
+    spec,
+    wanted,
+)
 from tests import table_tools as tools
 
 pytestmark = pytest.mark.slow
@@ -536,7 +546,7 @@ def without_counts(results, bench=None):
 
 
 def test_compute_is_counted_under_the_convention_of_the_column(filled):
-    from harness.cost.conventions import CONVENTIONS
+    from vtprune.harness.cost.conventions import CONVENTIONS
 
     counted = {}
     for name in CONVENTIONS:
@@ -550,8 +560,8 @@ def test_compute_is_counted_under_the_convention_of_the_column(filled):
 
 
 def test_sizes_are_read_without_torch_as_the_model_classes_have_them():
-    from harness.cost import architecture_of
-    from models.describe import describe, hf_config
+    from vtprune.harness.cost import architecture_of
+    from vtprune.models.describe import describe, hf_config
 
     files = sorted((ROOT / "models" / "architectures").glob("*.json"))
     assert len(files) >= 10

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import ConfigError
-from harness.tables import analysis, command, lookup, render, spec, speed
+from vtprune.harness.errors import ConfigError
+from vtprune.harness.tables import analysis, command, lookup, render, spec, speed
 from tests import table_tools as tools
 from tests.test_table_fill import call
 

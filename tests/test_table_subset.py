@@ -8,12 +8,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from harness import reuse
-from harness.cell import Cell
-from harness.data import subset
-from harness.errors import ConfigError
-from harness.store import Journal, Store
-from harness.tables import spec
+from vtprune.harness import reuse
+from vtprune.harness.cell import Cell
+from vtprune.harness.data import subset
+from vtprune.harness.errors import ConfigError
+from vtprune.harness.store import Journal, Store
+from vtprune.harness.tables import spec
 
 KINDS = ["a"] * 60 + ["b"] * 30 + ["c"] * 10
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import meter
-from harness.errors import HarnessError
-from harness.tables import frame
+from vtprune.harness import meter
+from vtprune.harness.errors import HarnessError
+from vtprune.harness.tables import frame
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-import methods
-from harness import cli, cost
-from harness.cost import counter, ledger
-from methods.cdpruner import greedy_dpp, question_relevance
-from models import prune, text_tower
-from models.errors import ModelLoadError, PruningUnsupported
-from models.oracle import masked
+from vtprune import methods
+from vtprune.harness import cli, cost
+from vtprune.harness.cost import counter, ledger
+from vtprune.methods.cdpruner import greedy_dpp, question_relevance
+from vtprune.models import prune, text_tower
+from vtprune.models.errors import ModelLoadError, PruningUnsupported
+from vtprune.models.oracle import masked
 from tests import checkpoint_tools, tiny
 
 CONTEXT = 12

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import methods
-from harness.cost import architecture_of, shapes
-from harness.cost.ledger import kv_cache_bytes
-from harness.errors import ConfigError
-from harness.timing import clock, measure, predict, report, run
-from harness.timing.samples import draw
-from methods import TokenMethod, build
-from methods.fastv import FastV
-from models import prune
-from models.load import VLM
+from vtprune import methods
+from vtprune.harness.cost import architecture_of, shapes
+from vtprune.harness.cost.ledger import kv_cache_bytes
+from vtprune.harness.errors import ConfigError
+from vtprune.harness.timing import clock, measure, predict, report, run
+from vtprune.harness.timing.samples import draw
+from vtprune.methods import TokenMethod, build
+from vtprune.methods.fastv import FastV
+from vtprune.models import prune
+from vtprune.models.load import VLM
 from tests import tiny
 
 TIMING = {"images": None, "repeats": 2, "warmup": 1, "new_tokens": 3, "batch_sizes": [1]}

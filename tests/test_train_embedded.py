@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.data import questions, world
-from harness.embedded import (
+from vtprune.harness.data import questions, world
+from vtprune.harness.embedded import (
     align,
     anyres,
     export,
@@ -22,7 +22,7 @@ from harness.embedded import (
     tokens,
     tower,
 )
-from harness.embedded.common import Budget, Run, load_state, normalise, to_tensors
+from vtprune.harness.embedded.common import Budget, Run, load_state, normalise, to_tensors
 
 pytestmark = pytest.mark.slow
 

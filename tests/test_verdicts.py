@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.tables import analysis, command, spec, verdicts
+from vtprune.harness.tables import analysis, command, spec, verdicts
 from tests import table_tools
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness import cli, loggers
-from harness.loggers import wandb_run
+from vtprune.harness import cli, loggers
+from vtprune.harness.loggers import wandb_run
 from tests import checkpoint_tools, wandb_tools
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,7 +164,7 @@ def made(monkeypatch, *benches, ratios=(), tables=()):
     """The dashboard as plain data, made without a server."""
     pytest.importorskip("wandb_workspaces", reason="pip install -e '.[wandb]'")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    from harness.loggers import dashboard
+    from vtprune.harness.loggers import dashboard
 
     return dashboard.spec("lab", "p", dashboard.Shown(benches, ratios, tables))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.cost.architecture import Architecture, architecture_of
-from harness.cost.conventions import CONVENTIONS, convert
-from harness.cost.ledger import Cost
+from vtprune.harness.cost.architecture import Architecture, architecture_of
+from vtprune.harness.cost.conventions import CONVENTIONS, convert
+from vtprune.harness.cost.ledger import Cost
 
 if TYPE_CHECKING:
-    from methods.base import PruningMethod
-    from models.record import SampleRecord
+    from vtprune.methods.base import PruningMethod
+    from vtprune.models.record import SampleRecord
 
 __all__ = [
     "CONVENTIONS",
@@ -27,13 +27,13 @@ def prefill(
     model_config: Any, record: SampleRecord, method: PruningMethod | None = None
 ) -> dict[str, int]:
     """MACs of one sample's prefill by stage: vision, projector, selection, llm, lm_head, total."""
-    from harness.cost import ledger
+    from vtprune.harness.cost import ledger
 
     return ledger.prefill(architecture_of(model_config), record, method).stages()
 
 
 def prefill_full(model_config: Any, record: SampleRecord) -> dict[str, int]:
     """MACs by stage of the same sample without pruning."""
-    from harness.cost import ledger
+    from vtprune.harness.cost import ledger
 
     return ledger.prefill_full(architecture_of(model_config), record).stages()

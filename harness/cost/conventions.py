@@ -20,8 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.cost.architecture import Architecture, Grid
-from harness.cost.ledger import Cost, decoder, encoder
+from vtprune.harness.cost.architecture import Architecture, Grid
+from vtprune.harness.cost.ledger import Cost, decoder, encoder
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def count_forward(model: nn.Module, feed: Mapping[str, Tensor]) -> dict[str, int
 
     The method's own work, done in hooks, is part of ``llm``.
     """
-    from models.families import family_of
+    from vtprune.models.families import family_of
 
     family, counter = family_of(model), Counter()
     with torch.no_grad(), counter:
@@ -94,11 +94,11 @@ def count_skeleton(
 
     Args:
         model: on the meta device.
-        inputs: of the image encoder, see :func:`harness.cost.shapes.encoder_inputs`; None where
+        inputs: of the image encoder, see :func:`vtprune.harness.cost.shapes.encoder_inputs`; None where
             there is no image.
         record: tells how many tokens enter each layer.
     """
-    from models.families import family_of
+    from vtprune.models.families import family_of
 
     family, encoder, llm, head = family_of(model), Counter(), Counter(), Counter()
     projector, inside = family.projector(), []

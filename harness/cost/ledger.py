@@ -12,12 +12,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.cost.architecture import Architecture, Grid, TextSizes, VisionSizes, smaller_crops
+from vtprune.harness.cost.architecture import (
+    Architecture,
+    Grid,
+    TextSizes,
+    VisionSizes,
+    smaller_crops,
+)
 
 if TYPE_CHECKING:
-    from harness.cost.conventions import Tokens
-    from methods.base import PruningMethod
-    from models.record import SampleRecord
+    from vtprune.harness.cost.conventions import Tokens
+    from vtprune.methods.base import PruningMethod
+    from vtprune.models.record import SampleRecord
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def tokens(
     arch: Architecture, record: SampleRecord, selection: int = 0
 ) -> tuple[Tokens, Architecture]:
     """A record as the conventions count it, and the architecture with crops of its size."""
-    from harness.cost.conventions import Tokens
+    from vtprune.harness.cost.conventions import Tokens
 
     text = record.prompt_length - record.visual_tokens
     made = Tokens(
@@ -180,7 +186,7 @@ def grids_of(arch: Architecture, record: SampleRecord) -> tuple[Grid, ...]:
 
 def selection_shape(arch: Architecture, record: SampleRecord, method: PruningMethod):
     """The sizes a method states its own cost from."""
-    from methods.base import SelectionShape
+    from vtprune.methods.base import SelectionShape
 
     v, grids = arch.vision, grids_of(arch, record)
     frames = [(r * c, r * c // v.merge**2) for n, r, c in v.passes(grids) for _ in range(n)]

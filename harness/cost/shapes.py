@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import ConfigError
+from vtprune.harness.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from methods.base import PruningMethod, TokenLayout
-    from models.record import SampleRecord, Unreduced
+    from vtprune.methods.base import PruningMethod, TokenLayout
+    from vtprune.models.record import SampleRecord, Unreduced
 
 Size = tuple[int, int]  # (width, height) in pixels
 
@@ -72,8 +72,8 @@ def layout(model: nn.Module, inputs: dict[str, Any]) -> TokenLayout:
     """Where every token of the image comes from, as the runtime's family adapter says."""
     import torch
 
-    from models.families import family_of
-    from models.families.base import VisionCapture
+    from vtprune.models.families import family_of
+    from vtprune.models.families.base import VisionCapture
 
     vision = model.config.vision_config
     patches = (getattr(vision, "image_size", 0) // vision.patch_size) ** 2
@@ -111,8 +111,8 @@ def picture(
         return
     from PIL import Image
 
-    from models.families import family_of
-    from models.input_stage import InputStage
+    from vtprune.models.families import family_of
+    from vtprune.models.input_stage import InputStage
 
     stage = InputStage(family_of(model), method)
     pixels = Image.new("RGB", size)
@@ -150,8 +150,8 @@ def record(
     """
     import torch
 
-    from methods.base import LayerMethod, TokenMethod
-    from models.record import SampleRecord
+    from vtprune.methods.base import LayerMethod, TokenMethod
+    from vtprune.models.record import SampleRecord
 
     depth = model.config.get_text_config().num_hidden_layers
     total = sum(map(len, layouts))
@@ -186,7 +186,7 @@ def record(
 
 def _merged(model: nn.Module, layouts: Sequence[TokenLayout], method: Any) -> tuple[int, ...]:
     """Patches merged away in front of each encoder layer, for methods that merge there."""
-    from models.families import family_of
+    from vtprune.models.families import family_of
 
     if not method.merges_in_encoder:
         return ()
@@ -204,8 +204,8 @@ def _views(one: TokenLayout, method: Any) -> list[int]:
 def _kept(one: TokenLayout, method: Any) -> int:
     import torch
 
-    import methods
-    from methods.base import ImageTokens
+    from vtprune import methods
+    from vtprune.methods.base import ImageTokens
 
     rules = ("ratio", "rounding", "positions", "scope", "newline", "padding")
     options = {rule: getattr(method, rule) for rule in rules}

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from harness.errors import ConfigError, unknown
+from vtprune.harness.errors import ConfigError, unknown
 
 TOLERANCE = 0.01  # of the target
 KINDS = ("flops", "mean_tokens", "latency")
@@ -78,7 +78,7 @@ def budget_of(config: dict[str, Any]) -> Budget | None:
         raise ConfigError(f"budget.flops is a share of the unpruned prefill, in (0, 1): {value!r}")
     if (knobs := given.get("knobs") or "own") not in KNOBS:
         raise ConfigError(unknown("budget.knobs", str(knobs), KNOBS))
-    from harness.cost.conventions import CONVENTIONS
+    from vtprune.harness.cost.conventions import CONVENTIONS
 
     convention = given.get("convention", "flops")
     if convention not in CONVENTIONS:
@@ -110,7 +110,7 @@ def resolve(config: dict[str, Any], notes: list[str]) -> dict[str, Any]:
 
 def _variants(config: dict[str, Any]) -> list[dict[str, Any]]:
     """Changes of the method's options to try in turn, first none at all."""
-    import methods
+    from vtprune import methods
 
     chosen = config["method"]
     if (config["budget"].get("knobs") or "own") == "ratio":
@@ -229,11 +229,11 @@ def _edge(
 
 def _costs(config: dict[str, Any], budget: Budget) -> Callable[..., float | None]:
     """Cost of the config's method on the reference prompt: a function of ratio and options."""
-    from harness import profile
-    from harness.cost import architecture_of, ledger, shapes
-    from harness.cost.conventions import convert
-    from methods import MethodError
-    from models.describe import hf_config
+    from vtprune.harness import profile
+    from vtprune.harness.cost import architecture_of, ledger, shapes
+    from vtprune.harness.cost.conventions import convert
+    from vtprune.methods import MethodError
+    from vtprune.models.describe import hf_config
 
     described = profile.architecture(config["model"])
     model, text = shapes.skeleton(hf_config(described)), config["text_tokens"]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.random import Generator
 
-from harness.data import world
-from harness.data.world import COLORS, GROUNDS, SHAPES, SKIES, Picture, Shape, Sign
+from vtprune.harness.data import world
+from vtprune.harness.data.world import COLORS, GROUNDS, SHAPES, SKIES, Picture, Shape, Sign
 
 Patches = tuple[tuple[int, int], ...]
 

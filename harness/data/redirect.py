@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
+from vtprune.harness.errors import HarnessError
 
 _HUB_ONLY = ("token", "revision", "trust_remote_code", "data_files", "data_dir")
 

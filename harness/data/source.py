@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import hub
-from harness.errors import ConfigError, unknown
+from vtprune.harness import hub
+from vtprune.harness.errors import ConfigError, unknown
 
 SOURCES = ("mini", "hub")
 _HERE = Path(__file__).parent
@@ -70,7 +70,7 @@ def _listing(folder: Path) -> str:
 
 
 def _published_table(data: dict[str, Any], table: str) -> DataSource:
-    from harness.data import tables
+    from vtprune.harness.data import tables
 
     file = tables.downloaded(data.get("root"), table)
     if (file.parent / _NOTE).exists():
@@ -80,7 +80,7 @@ def _published_table(data: dict[str, Any], table: str) -> DataSource:
 
 
 def _mini(data: dict[str, Any], bench: str, table: str | None, cache: Path) -> DataSource:
-    from harness.data import mini, tables
+    from vtprune.harness.data import mini, tables
 
     if bench not in mini.BENCHES:
         raise ConfigError(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.errors import ConfigError
+from vtprune.harness.errors import ConfigError
 
 # What divides a benchmark into kinds of questions; the first of these columns that a split has.
 STRATA = (

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import ConfigError
-from harness.hub import NotFetched
+from vtprune.harness.errors import ConfigError
+from vtprune.harness.hub import NotFetched
 
 LIBRARY_FOLDER = "LMUData"  # the variable the library looks for its tables with
 STEP = 1_000_000  # distance of the indices of a question's rotations
@@ -29,7 +29,7 @@ def build(bench: str, table: str, root: Path, seed: int = 0, n: int | None = Non
     Raises:
         ConfigError: the benchmark has no such table.
     """
-    from harness.data import mini
+    from vtprune.harness.data import mini
 
     if bench not in _ROWS:
         raise ConfigError(f"data=mini has no VLMEvalKit table for bench={bench}")

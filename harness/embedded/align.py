@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from harness.data import world
-from harness.embedded.common import (
+from vtprune.harness.data import world
+from vtprune.harness.embedded.common import (
     HIDDEN,
     Budget,
     Run,
@@ -23,8 +23,8 @@ from harness.embedded.common import (
     stream,
     to_tensors,
 )
-from harness.embedded.speaker import Speaker, initialise, see, word_id
-from harness.embedded.tower import build_tower, sine_positions, tower_batch
+from vtprune.harness.embedded.speaker import Speaker, initialise, see, word_id
+from vtprune.harness.embedded.tower import build_tower, sine_positions, tower_batch
 
 BUDGET = Budget(steps=200, batch=32, lr=3e-3, warmup=10)
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.data import questions, world
-from harness.data.world import GRID, TILE, Picture
-from harness.embedded import packing
-from harness.embedded.checks import count_hits, held_out
-from harness.embedded.common import (
+from vtprune.harness.data import questions, world
+from vtprune.harness.data.world import GRID, TILE, Picture
+from vtprune.harness.embedded import packing
+from vtprune.harness.embedded.checks import count_hits, held_out
+from vtprune.harness.embedded.common import (
     HIDDEN,
     IMAGE_TOKENS,
     Budget,
@@ -30,10 +30,10 @@ from harness.embedded.common import (
     to_tensors,
     train_loop,
 )
-from harness.embedded.joint import load_parts
-from harness.embedded.losses import answer_loss, grounding_loss, wanted_attention
-from harness.embedded.speaker import Speaker, assemble, exact, forward
-from harness.embedded.tower import HEADS, PatchHeads, label_loss
+from vtprune.harness.embedded.joint import load_parts
+from vtprune.harness.embedded.losses import answer_loss, grounding_loss, wanted_attention
+from vtprune.harness.embedded.speaker import Speaker, assemble, exact, forward
+from vtprune.harness.embedded.tower import HEADS, PatchHeads, label_loss
 
 BUDGET = Budget(steps=280, batch=12, lr=8e-4, warmup=20)
 SIZES = ((112, 112), (112, 224), (224, 112), (224, 224))

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.data import world
-from harness.embedded import packing
-from harness.embedded.common import IMAGE_TOKENS, to_tensors
-from harness.embedded.losses import answer_loss
-from harness.embedded.speaker import Speaker, assemble, exact, forward, see
+from vtprune.harness.data import world
+from vtprune.harness.embedded import packing
+from vtprune.harness.embedded.common import IMAGE_TOKENS, to_tensors
+from vtprune.harness.embedded.losses import answer_loss
+from vtprune.harness.embedded.speaker import Speaker, assemble, exact, forward, see
 
 
 def count_hits(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from harness.data import world
+from vtprune.harness.data import world
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, LlamaConfig

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from harness.embedded.common import (
+from vtprune.harness.embedded.common import (
     FEATURE_LAYER,
     IMAGE_TOKENS,
     PINPOINTS,
     text_config,
     vision_config,
 )
-from harness.embedded.speaker import Speaker
-from harness.embedded.tokens import BOS, END, IMAGE, PAD, build_processor
+from vtprune.harness.embedded.speaker import Speaker
+from vtprune.harness.embedded.tokens import BOS, END, IMAGE, PAD, build_processor
 
 
 def assemble_model(tower: nn.Module, speaker: Speaker, newline: Tensor | None = None) -> nn.Module:

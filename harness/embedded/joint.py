@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from harness.embedded import packing
-from harness.embedded.checks import evaluate
-from harness.embedded.common import (
+from vtprune.harness.embedded import packing
+from vtprune.harness.embedded.checks import evaluate
+from vtprune.harness.embedded.common import (
     HIDDEN,
     IMAGE_TOKENS,
     Budget,
@@ -24,9 +24,9 @@ from harness.embedded.common import (
     seed_everything,
     train_loop,
 )
-from harness.embedded.losses import answer_loss
-from harness.embedded.speaker import Speaker, assemble, exact, forward
-from harness.embedded.tower import PatchHeads, build_tower, patch_loss, tower_gates
+from vtprune.harness.embedded.losses import answer_loss
+from vtprune.harness.embedded.speaker import Speaker, assemble, exact, forward
+from vtprune.harness.embedded.tower import PatchHeads, build_tower, patch_loss, tower_gates
 
 BUDGET = Budget(steps=260, batch=18, lr=8e-4, warmup=30)
 

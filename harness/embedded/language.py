@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.embedded import packing
-from harness.embedded.align import load_tower
-from harness.embedded.checks import evaluate
-from harness.embedded.common import (
+from vtprune.harness.embedded import packing
+from vtprune.harness.embedded.align import load_tower
+from vtprune.harness.embedded.checks import evaluate
+from vtprune.harness.embedded.common import (
     HIDDEN,
     IMAGE_TOKENS,
     Budget,
@@ -22,8 +22,13 @@ from harness.embedded.common import (
     seed_everything,
     train_loop,
 )
-from harness.embedded.losses import answer_loss, grounding_loss, naming_loss, wanted_attention
-from harness.embedded.speaker import Speaker, assemble, exact, forward, see
+from vtprune.harness.embedded.losses import (
+    answer_loss,
+    grounding_loss,
+    naming_loss,
+    wanted_attention,
+)
+from vtprune.harness.embedded.speaker import Speaker, assemble, exact, forward, see
 
 BUDGET = Budget(steps=1600, batch=16, lr=1.7e-3, warmup=60)
 LAST = 1200  # the run ends here: the joint stage takes over where all tokens would come back

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.data import world
-from harness.embedded import packing
-from harness.embedded.common import HIDDEN
-from harness.embedded.speaker import Speaker, word_id
+from vtprune.harness.data import world
+from vtprune.harness.embedded import packing
+from vtprune.harness.embedded.common import HIDDEN
+from vtprune.harness.embedded.speaker import Speaker, word_id
 
 WORD_LAYERS, OBJECT_LAYERS, CHAR_LAYERS = (0,), (2, 3), (4,)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.data import questions, world
-from harness.data.questions import LETTERS, MMVET, OPTION, PLEASE, SINGLE, SW, VIZWIZ
+from vtprune.harness.data import questions, world
+from vtprune.harness.data.questions import LETTERS, MMVET, OPTION, PLEASE, SINGLE, SW, VIZWIZ
 
 GROUPS = {
     "text": "reading", "exist": "yes/no", "color": "attributes", "shape": "attributes",
@@ -105,7 +105,7 @@ def bench_items(bench: str, seed: int = 0) -> list[Item]:
 
     from PIL import Image
 
-    from harness.data import mini
+    from vtprune.harness.data import mini
 
     tables = mini.tables(bench, seed)
     images = {r["id"]: r["image"] for r in tables[1].rows} if bench == "gqa" else {}
@@ -165,7 +165,7 @@ def score(
     student: Student, items: list[Item], method: str = "none", batch: int = 32, **options: Any
 ) -> dict[str, tuple[int, int]]:
     """Group -> (right, asked) with a pruning method in place."""
-    from models.runtime import prune
+    from vtprune.models.runtime import prune
 
     order = sorted(range(len(items)), key=lambda i: (items[i].image.shape, len(items[i].prompt)))
     tally: dict[str, list[int]] = {}
@@ -208,7 +208,7 @@ def measure(
     report["none"] = percent(plain)
     say(f"none: {report['none']}")
     if benches:
-        from harness.data import mini
+        from vtprune.harness.data import mini
 
         report["benches"] = {}
         for bench in mini.BENCHES:

@@ -13,11 +13,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.random import Generator
 
-from harness.data import questions, world
-from harness.data.questions import Question
-from harness.data.world import Picture
-from harness.embedded.tokens import ASSISTANT, BOS, END, PAD, USER, build_tokenizer
-from harness.embedded.tower import facts
+from vtprune.harness.data import questions, world
+from vtprune.harness.data.questions import Question
+from vtprune.harness.data.world import Picture
+from vtprune.harness.embedded.tokens import ASSISTANT, BOS, END, PAD, USER, build_tokenizer
+from vtprune.harness.embedded.tower import facts
 
 PREFIX = (BOS, USER)
 IGNORE = -100

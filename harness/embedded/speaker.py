@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.embedded import packing
-from harness.embedded.common import HIDDEN, TEXT_LAYERS, normalise, text_config
-from harness.embedded.tokens import build_tokenizer
+from vtprune.harness.embedded import packing
+from vtprune.harness.embedded.common import HIDDEN, TEXT_LAYERS, normalise, text_config
+from vtprune.harness.embedded.tokens import build_tokenizer
 
 GROUND_HEADS = 2
 EMBED_STD = 0.5

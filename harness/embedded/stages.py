@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.embedded.common import Budget, Run
+from vtprune.harness.embedded.common import Budget, Run
 
 
 def _budget(default: Budget, args: argparse.Namespace) -> Budget:
@@ -17,7 +17,7 @@ def _budget(default: Budget, args: argparse.Namespace) -> Budget:
 
 def run(stage: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run one stage; returns what its gates measured."""
-    from harness.embedded import align, anyres, joint, language, tower
+    from vtprune.harness.embedded import align, anyres, joint, language, tower
 
     how = Run(args.device, args.resume, bf16=not args.fp32, compiled=args.compile)
     trainers = {
@@ -35,7 +35,7 @@ def run(stage: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def measure_all(out: Path, models: Path) -> dict[str, Any]:
     """Figures of the model card for each exported form, as `<out>/measure-<form>.json`."""
-    from harness.embedded import measure
+    from vtprune.harness.embedded import measure
 
     done = {}
     for form in ("llava", "llava-next"):
@@ -48,7 +48,7 @@ def measure_all(out: Path, models: Path) -> dict[str, Any]:
 
 def export_all(out: Path, models: Path) -> dict[str, Any]:
     """Write every form whose stage has run; the newest finished stage wins."""
-    from harness.embedded import common, export, joint
+    from vtprune.harness.embedded import common, export, joint
 
     sizes = {}
     for name in ("joint", "language"):

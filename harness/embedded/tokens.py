@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from harness.data import questions, world
+from vtprune.harness.data import questions, world
 
 PAD, BOS, END, IMAGE, USER, ASSISTANT = range(6)
 SPECIAL = ("<|pad|>", "<|bos|>", "<|end|>", "<image>", "<|user|>", "<|assistant|>")
@@ -78,7 +78,7 @@ def build_processor(anyres: bool, seed: int = 0):
         LlavaProcessor,
     )
 
-    from harness.embedded.common import PINPOINTS
+    from vtprune.harness.embedded.common import PINPOINTS
 
     side = world.TILE
     shared = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}

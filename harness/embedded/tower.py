@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.data import world
-from harness.embedded.common import (
+from vtprune.harness.data import world
+from vtprune.harness.embedded.common import (
     HIDDEN,
     Budget,
     Run,

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from harness.engines.base import Engine
+from vtprune.harness.engines.base import Engine
 
 
 def get(name: str) -> Engine:
     """The engine called ``name`` in conf/engine; heavy packages load only here."""
     if name == "lmms_eval":
-        from harness.engines.lmms_eval import LmmsEval
+        from vtprune.harness.engines.lmms_eval import LmmsEval
 
         return LmmsEval()
     if name == "vlmevalkit":
-        from harness.engines.vlmevalkit import VLMEvalKit
+        from vtprune.harness.engines.vlmevalkit import VLMEvalKit
 
         return VLMEvalKit()
-    from harness.errors import ConfigError, unknown
+    from vtprune.harness.errors import ConfigError, unknown
 
     raise ConfigError(unknown("engine", name, ("lmms_eval", "vlmevalkit")))

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.engines.base import Answer, Answerer, Question, SampleLog, ShareAnswered
-from harness.errors import HarnessError, one_line
+from vtprune.harness.engines.base import Answer, Answerer, Question, SampleLog, ShareAnswered
+from vtprune.harness.errors import HarnessError, one_line
 
 GIVE_UP_AFTER = 8  # samples failing in a row from the start: the cell itself is broken
 # Control characters crash spreadsheet writers of some tasks, after all the work is done.

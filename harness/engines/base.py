@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.data.source import DataSource
+from vtprune.harness.data.source import DataSource
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Answerer(Protocol):
 
 
 class SampleLog(Protocol):
-    """Where finished samples go at once, see ``harness.store.Journal``."""
+    """Where finished samples go at once, see ``vtprune.harness.store.Journal``."""
 
     def append(self, entry: dict[str, Any]) -> None: ...
 

@@ -16,11 +16,11 @@ import lmms_eval
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.tasks import TaskManager
 
-from harness.data import subset
-from harness.data.redirect import redirect
-from harness.engines.base import Job
-from harness.errors import ConfigError, HarnessError, one_line
-from harness.judge import lmms as judge
+from vtprune.harness.data import subset
+from vtprune.harness.data.redirect import redirect
+from vtprune.harness.engines.base import Job
+from vtprune.harness.errors import ConfigError, HarnessError, one_line
+from vtprune.harness.judge import lmms as judge
 
 # No task has a prompt block under this name, so every task gives its default block, which is the
 # one the model's policy chose.

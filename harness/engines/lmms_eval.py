@@ -19,12 +19,12 @@ from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableTask
 from lmms_eval.evaluator import simple_evaluate
 
-from harness import quiet
-from harness.engines import lmms_data, lmms_scores
-from harness.engines.asking import Asker
-from harness.engines.base import Answerer, Job, Outcome, Question
-from harness.engines.groups import scorable
-from harness.errors import HarnessError, one_line
+from vtprune.harness import quiet
+from vtprune.harness.engines import lmms_data, lmms_scores
+from vtprune.harness.engines.asking import Asker
+from vtprune.harness.engines.base import Answerer, Job, Outcome, Question
+from vtprune.harness.engines.groups import scorable
+from vtprune.harness.errors import HarnessError, one_line
 
 
 class LmmsEval:

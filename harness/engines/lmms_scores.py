@@ -12,8 +12,8 @@ from typing import Any
 
 from lmms_eval.api.task import ConfigurableTask
 
-from harness.engines.base import Job, Outcome
-from harness.errors import HarnessError
+from vtprune.harness.engines.base import Job, Outcome
+from vtprune.harness.errors import HarnessError
 
 
 @dataclass(frozen=True)

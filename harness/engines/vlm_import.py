@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.cell import INSTALL
-from harness.errors import HarnessError
+from vtprune.harness.cell import INSTALL
+from vtprune.harness.errors import HarnessError
 
 
 def load() -> types.ModuleType:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError, one_line
+from vtprune.harness.errors import HarnessError, one_line
 
 MODEL = "model"  # names the library's files; without a slash, and without ".tsv" anywhere
 
@@ -95,7 +95,7 @@ def _beside(file: Path, suffix: str) -> Any:
 
 def _choice(dataset: Any, table: str, file: Path, rows: Sequence[int]) -> dict[int, float]:
     """A row has the score of its question, which counts once for all rotations."""
-    from harness.engines.vlm_table import groups
+    from vtprune.harness.engines.vlm_table import groups
 
     judged = _beside(file, "_exact_matching_result")
     hits = dict(zip(judged["index"], judged["hit"], strict=True))

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.data import subset
-from harness.data.tables import STEP
-from harness.engines.base import Job, Question
-from harness.errors import ConfigError, HarnessError
+from vtprune.harness.data import subset
+from vtprune.harness.data.tables import STEP
+from vtprune.harness.engines.base import Job, Question
+from vtprune.harness.errors import ConfigError, HarnessError
 
 CIRCULAR = ("mmbench", "ccbench", "circular", "mmcr")  # substrings, as the library tests them
 
@@ -30,7 +30,7 @@ def open_dataset(table: str, root: Path) -> Any:
     """
     import vlmeval.dataset
 
-    from harness.data.tables import md5
+    from vtprune.harness.data.tables import md5
 
     file = root / f"{table}.tsv"
     if not file.is_file():

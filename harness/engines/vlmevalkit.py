@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness import quiet
-from harness.engines import vlm_import, vlm_scores, vlm_table
-from harness.engines.asking import Asker
-from harness.engines.base import Answerer, Job, Outcome
-from harness.engines.groups import scorable
-from harness.errors import HarnessError
+from vtprune.harness import quiet
+from vtprune.harness.engines import vlm_import, vlm_scores, vlm_table
+from vtprune.harness.engines.asking import Asker
+from vtprune.harness.engines.base import Answerer, Job, Outcome
+from vtprune.harness.engines.groups import scorable
+from vtprune.harness.errors import HarnessError
 
 
 class VLMEvalKit:

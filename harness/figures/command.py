@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from harness.errors import ConfigError, HarnessError, unknown
-from harness.tables import analysis, spec
+from vtprune.harness.errors import ConfigError, HarnessError, unknown
+from vtprune.harness.tables import analysis, spec
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KINDS = ("cost", "ratios", "pareto", "kept", "flow", "norms")
@@ -59,7 +59,7 @@ def from_table(
     pairs: dict[str, Any], kinds: Sequence[str], results: Path, out: Path
 ) -> list[Path]:  # fmt: skip
     """Curves, front and kept tokens of a table's finished cells."""
-    from harness.figures import curves, overlay, paper
+    from vtprune.harness.figures import curves, overlay, paper
 
     changes = {k: v for k, v in pairs.items() if k not in OWN}
     table = spec.load(pairs["table"], changes)
@@ -88,7 +88,7 @@ def _drawable(grid: analysis.Grid) -> str:
 
 def from_probes(kind: str, results: Path, out: Path) -> list[Path]:
     """Figures 5 and 1b from what ``probe`` stored."""
-    from harness.figures import flow, paper
+    from vtprune.harness.figures import flow, paper
 
     files = []
     stored = sorted((results / "probes").glob("*/*.npz"))
@@ -106,11 +106,11 @@ def from_probes(kind: str, results: Path, out: Path) -> list[Path]:
 
 def probe(pairs: dict[str, Any], results: Path) -> list[Path]:
     """One pass of the model over some images of a finished unpruned cell."""
-    from harness.device import resolve
-    from harness.figures import probe as probing
-    from harness.figures import rows
-    from harness.tables import lookup, wanted
-    from models.load import load
+    from vtprune.harness.device import resolve
+    from vtprune.harness.figures import probe as probing
+    from vtprune.harness.figures import rows
+    from vtprune.harness.tables import lookup, wanted
+    from vtprune.models.load import load
 
     bench, docs = pairs.get("bench", "textvqa"), pairs.get("docs") or [pairs.get("doc", 0)]
     model = wanted.compose({"model": pairs.get("model", "embedded")})["model"]

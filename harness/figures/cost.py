@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
+from vtprune.harness.errors import HarnessError
 
 STAGES = ("vision", "projector", "selection", "llm", "lm_head")
 LABELS = {"vision": "vision tower", "llm": "language model", "lm_head": "LM head"}
@@ -77,7 +77,7 @@ def draw_breakdown(results: Path, folder: Path) -> list[Path]:
     Raises:
         HarnessError: nothing was profiled or run.
     """
-    from harness.figures import paper
+    from vtprune.harness.figures import paper
 
     found = bars(results)
     if not found:
@@ -122,7 +122,7 @@ def draw_speedup(results: Path, folder: Path) -> list[Path]:
     Raises:
         HarnessError: nothing was timed.
     """
-    from harness.figures import paper
+    from vtprune.harness.figures import paper
 
     found = points(results)
     if not found:

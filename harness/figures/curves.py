@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.errors import ConfigError
-from harness.figures import paper
-from harness.tables import cost, published, render
-from harness.tables.analysis import Grid, Value
+from vtprune.harness.errors import ConfigError
+from vtprune.harness.figures import paper
+from vtprune.harness.tables import cost, published, render
+from vtprune.harness.tables.analysis import Grid, Value
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.errors import ConfigError
-from harness.figures import paper
+from vtprune.harness.errors import ConfigError
+from vtprune.harness.figures import paper
 
 
 def _load(file: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.errors import HarnessError
+from vtprune.harness.errors import HarnessError
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from harness.errors import ConfigError
-from harness.figures import geometry, paper, rows
-from harness.tables.analysis import Grid
-from harness.tables.lookup import Found
-from harness.tables.render import row_label
+from vtprune.harness.errors import ConfigError
+from vtprune.harness.figures import geometry, paper, rows
+from vtprune.harness.tables.analysis import Grid
+from vtprune.harness.tables.lookup import Found
+from vtprune.harness.tables.render import row_label
 
 SHADE = np.array([20, 24, 40], dtype=float)  # laid over what was removed
 _VEIL = 0.78

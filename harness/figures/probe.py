@@ -16,13 +16,13 @@ import numpy as np
 import PIL.Image
 import torch
 
-from harness.answerer import chat_inputs
-from harness.engines.base import Question
-from methods.base import View
-from methods.foreground import attention_foreground
-from methods.gprune import GPrune, propagate
-from models import prune
-from models.load import VLM
+from vtprune.harness.answerer import chat_inputs
+from vtprune.harness.engines.base import Question
+from vtprune.methods.base import View
+from vtprune.methods.foreground import attention_foreground
+from vtprune.methods.gprune import GPrune, propagate
+from vtprune.models import prune
+from vtprune.models.load import VLM
 
 
 @dataclass(frozen=True, kw_only=True)

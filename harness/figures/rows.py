@@ -11,11 +11,11 @@ from typing import Any
 import PIL.Image
 import yaml
 
-from harness.data import source
-from harness.data.redirect import parquet_files
-from harness.errors import HarnessError
-from harness.images import as_rgb
-from harness.store import read_journal
+from vtprune.harness.data import source
+from vtprune.harness.data.redirect import parquet_files
+from vtprune.harness.errors import HarnessError
+from vtprune.harness.images import as_rgb
+from vtprune.harness.store import read_journal
 
 
 def entries(folder: Path) -> dict[int, dict[str, Any]]:

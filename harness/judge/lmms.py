@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness.judge.rule import wanted_words
+from vtprune.harness.judge.rule import wanted_words
 
 
 def apply(rule: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.errors import ConfigError
+from vtprune.harness.errors import ConfigError
 
 KNOWN = ("none", "wandb")
 _MODES = ("offline", "online")
@@ -32,7 +32,7 @@ def publish(logger: dict[str, Any], folder: Path) -> str | None:
     if logger["name"] == "none":
         return None
     log = Path(folder) / "wandb.log"
-    command = [sys.executable, "-m", "harness.loggers.wandb_run", str(folder), json.dumps(logger)]
+    command = [sys.executable, "-m", "vtprune.harness.loggers.wandb_run", str(folder), json.dumps(logger)]
     root = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     again = f"python scripts/wandb_sync.py publishes it later (log: {log})"

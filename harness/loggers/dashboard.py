@@ -14,7 +14,7 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from harness.loggers.wandb_run import CELLS, score_of
+from vtprune.harness.loggers.wandb_run import CELLS, score_of
 
 NAME = "Visual-token pruning"
 WIDE = wr.Layout(w=24, h=12)

@@ -1,6 +1,6 @@
 """One finished cell as one W&B run, made from its stored files.
 
-    python -m harness.loggers.wandb_run FOLDER LOGGER_JSON
+    python -m vtprune.harness.loggers.wandb_run FOLDER LOGGER_JSON
 
 Published once per result: ``wandb.json`` in the cell's folder says what was published where. Logged
 in one go at the end, because an offline run that is killed loses what it did not write yet, and one
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.store import read_journal, write_atomic
+from vtprune.harness.store import read_journal, write_atomic
 
 MARKER = "wandb.json"
 FORMAT = 2  # raise when a run holds something else than before: it is published again then
@@ -153,7 +153,7 @@ def _pictures(folder: Path, result: dict[str, Any], samples: list[dict[str, Any]
     """Kept tokens over the image; without the image (no data here) the tokens alone."""
     seen = {s["doc_id"]: s["pruning"] for s in samples if s.get("pruning", {}).get("grids")}
     try:
-        from harness.figures import geometry, overlay, rows
+        from vtprune.harness.figures import geometry, overlay, rows
 
         images = rows.images(folder, list(seen), folder.parents[3])
         kind, made = result["identity"]["model"]["model_type"], {}

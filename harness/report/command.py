@@ -8,10 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from harness.errors import ConfigError, HarnessError
-from harness.report import page
-from harness.store import write_atomic
-from harness.tables import analysis, spec
+from vtprune.harness.errors import ConfigError, HarnessError
+from vtprune.harness.report import page
+from vtprune.harness.store import write_atomic
+from vtprune.harness.tables import analysis, spec
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OWN = ("table", "results", "out", "samples")

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
-from harness.report import samples
-from harness.tables import render
-from harness.tables.analysis import Grid
+from vtprune.harness.errors import HarnessError
+from vtprune.harness.report import samples
+from vtprune.harness.tables import render
+from vtprune.harness.tables.analysis import Grid
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -66,7 +66,7 @@ def _sample_note(data: dict[str, Any], limit: int) -> str:
 
 
 def _figures(grid: Grid) -> str:
-    from harness.figures import curves
+    from vtprune.harness.figures import curves
 
     made = []
     for title, draw in (

@@ -10,11 +10,11 @@ from typing import Any
 
 import PIL.Image
 
-from harness.errors import HarnessError
-from harness.figures import geometry, rows
-from harness.tables.analysis import Grid
-from harness.tables.lookup import Found
-from harness.tables.render import heading, row_label
+from vtprune.harness.errors import HarnessError
+from vtprune.harness.figures import geometry, rows
+from vtprune.harness.tables.analysis import Grid
+from vtprune.harness.tables.lookup import Found
+from vtprune.harness.tables.render import heading, row_label
 
 SIDE = 336  # longest side of an embedded picture
 

@@ -14,14 +14,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from harness import provenance, ranks
-from harness.errors import HarnessError
-from harness.store import RETRY, stands
-from harness.sweep import plan as plans
-from harness.sweep import slurm
-from harness.sweep.outcomes import DONE, FAILED, Outcomes
-from harness.sweep.status import short
-from harness.sweep.worker import JOB_LOG, work
+from vtprune.harness import provenance, ranks
+from vtprune.harness.errors import HarnessError
+from vtprune.harness.store import RETRY, stands
+from vtprune.harness.sweep import plan as plans
+from vtprune.harness.sweep import slurm
+from vtprune.harness.sweep.outcomes import DONE, FAILED, Outcomes
+from vtprune.harness.sweep.status import short
+from vtprune.harness.sweep.worker import JOB_LOG, work
 
 
 def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
@@ -95,7 +95,7 @@ def _note_finished(plan: plans.Plan, before: dict[int, dict[str, Any]], where: s
 
 
 def _unpublished(item: plans.Item, result: dict[str, Any]) -> bool:
-    from harness.loggers import wandb_run
+    from vtprune.harness.loggers import wandb_run
 
     logger = item.config["logger"]
     return logger["name"] == "wandb" and not wandb_run.published(Path(result["directory"]), logger)
@@ -110,7 +110,7 @@ def _items(
 ) -> list[plans.Item]:  # fmt: skip
     from hydra.core.hydra_config import HydraConfig
 
-    from harness import several
+    from vtprune.harness import several
 
     items = []
     outer = HydraConfig.instance().cfg
@@ -153,8 +153,8 @@ def where(
     config: dict[str, Any], choices: dict[str, str | None]
 ) -> tuple[str | None, str | None]:  # fmt: skip
     """Key and directory of a cell as this machine sees it; what is wrong with it, the job tells."""
-    from harness import cli, settings
-    from harness.store import Store
+    from vtprune.harness import cli, settings
+    from vtprune.harness.store import Store
 
     try:
         cli.check_keys(config, choices)
@@ -182,7 +182,7 @@ def _joblib(plan: plans.Plan, options: dict[str, Any]) -> None:
 def _supervised(plan: plans.Plan, job: int) -> None:
     logs = plan.folder / "logs"
     logs.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "harness.sweep.supervisor", str(plan.folder), str(job)]
+    command = [sys.executable, "-m", "vtprune.harness.sweep.supervisor", str(plan.folder), str(job)]
     file = logs / f"job-{job}.log"
     with file.open("a") as log:
         done = subprocess.run(
@@ -201,7 +201,7 @@ class Job:
     def __call__(self) -> int:
         import submitit
 
-        from harness.sweep.supervisor import supervise
+        from vtprune.harness.sweep.supervisor import supervise
 
         os.environ[JOB_LOG] = str(submitit.JobEnvironment().paths.stderr)
         return supervise(self.folder, self.job)

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.cell import canonical_json
-from harness.errors import ConfigError, HarnessError
+from vtprune.harness.cell import canonical_json
+from vtprune.harness.errors import ConfigError, HarnessError
 
 FILE = "plan.json"
 GROUPINGS = ("model", "none")

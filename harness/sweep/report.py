@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import ranks
-from harness.sweep import plan as plans
-from harness.sweep import slurm
-from harness.sweep.outcomes import DONE, FAILED, Outcomes
-from harness.sweep.status import short
+from vtprune.harness import ranks
+from vtprune.harness.sweep import plan as plans
+from vtprune.harness.sweep import slurm
+from vtprune.harness.sweep.outcomes import DONE, FAILED, Outcomes
+from vtprune.harness.sweep.status import short
 
 Entry = tuple[plans.Item, dict[str, Any] | None]
 

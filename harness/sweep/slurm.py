@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
-from harness.sweep.plan import Plan
-from harness.sweep.supervisor import REQUEUE
-from harness.sweep.worker import JOB_LOG
+from vtprune.harness.errors import HarnessError
+from vtprune.harness.sweep.plan import Plan
+from vtprune.harness.sweep.supervisor import REQUEUE
+from vtprune.harness.sweep.worker import JOB_LOG
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB_FILE = "slurm-job"
@@ -41,7 +41,7 @@ def script(plan: Plan, options: dict[str, Any]) -> str:
         **(options.get("additional_parameters") or {}),
     }
     head = [f"#SBATCH --{k}" + ("" if v is None else f"={v}") for k, v in flags.items()]
-    command = shlex.join([sys.executable, "-m", "harness.sweep.supervisor", str(plan.folder)])
+    command = shlex.join([sys.executable, "-m", "vtprune.harness.sweep.supervisor", str(plan.folder)])
     body = _BODY.format(
         root=shlex.quote(str(ROOT)), command=command, requeue=REQUEUE,
         most=options["max_requeue"], job_log=JOB_LOG, logs=shlex.quote(str(logs)),

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import lease
-from harness.errors import HarnessError
-from harness.store import read_journal
-from harness.sweep import plan as plans
-from harness.sweep import slurm
-from harness.sweep.outcomes import DONE, FAILED, RUNNING, Outcomes
+from vtprune.harness import lease
+from vtprune.harness.errors import HarnessError
+from vtprune.harness.store import read_journal
+from vtprune.harness.sweep import plan as plans
+from vtprune.harness.sweep import slurm
+from vtprune.harness.sweep.outcomes import DONE, FAILED, RUNNING, Outcomes
 
 INTERRUPTED, WAITING = "interrupted", "waiting"
 STATES = (DONE, RUNNING, FAILED, INTERRUPTED, WAITING)

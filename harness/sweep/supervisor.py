@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.sweep import plan as plans
-from harness.sweep.outcomes import FAILED, RUNNING, Outcomes
-from harness.sweep.worker import SOME_FAILED, log_of
+from vtprune.harness.sweep import plan as plans
+from vtprune.harness.sweep.outcomes import FAILED, RUNNING, Outcomes
+from vtprune.harness.sweep.worker import SOME_FAILED, log_of
 
 CRASHES = 2  # workers that may die on one cell before it counts as failed
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
@@ -47,7 +47,7 @@ def _start(folder: Path, job: int) -> subprocess.Popen:
     root = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, "-m", "harness.sweep.worker", str(folder), str(job)],
+        [sys.executable, "-m", "vtprune.harness.sweep.worker", str(folder), str(job)],
         env={**os.environ, "PYTHONPATH": path},
         preexec_fn=_prepare,
     )
@@ -85,7 +85,7 @@ def _blame(plan: plans.Plan, job: int, pid: int, status: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m harness.sweep.supervisor FOLDER JOB``."""
+    """``python -m vtprune.harness.sweep.supervisor FOLDER JOB``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("job", type=int)

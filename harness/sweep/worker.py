@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import lease, ranks
-from harness.errors import HarnessError, one_line
-from harness.sweep import plan as plans
-from harness.sweep.outcomes import DONE, FAILED, RUNNING, Outcomes
+from vtprune.harness import lease, ranks
+from vtprune.harness.errors import HarnessError, one_line
+from vtprune.harness.sweep import plan as plans
+from vtprune.harness.sweep.outcomes import DONE, FAILED, RUNNING, Outcomes
 
 SOME_FAILED = 3  # exit status; 1 is what Python itself gives when a worker breaks
 JOB_LOG = "HARNESS_JOB_LOG"  # in the environment of a job: the file its output goes to
@@ -49,7 +49,7 @@ def _shared(configs: Sequence[dict[str, Any]]) -> Iterator[None]:
     if len(answering) < 2 or not sweep.get("share_vision"):
         yield
         return
-    from harness.sharing import shared
+    from vtprune.harness.sharing import shared
 
     with shared(sweep["share_gb"]):
         yield
@@ -94,7 +94,7 @@ def run_item(item: plans.Item) -> dict[str, Any] | None:
     """Run a planned cell as the command line would."""
     from omegaconf import OmegaConf
 
-    from harness import cli, several
+    from vtprune.harness import cli, several
 
     return cli.run_part(
         several.Part(item.bench, OmegaConf.create(item.config), item.choices), sweep=True
@@ -111,7 +111,7 @@ def _whereabouts(item: plans.Item) -> dict[str, str]:
     """Where the cell lies, if the machine that planned it could not tell."""
     if item.directory is not None or item.config["task"] != "cell":
         return {}
-    from harness.sweep.launchers import where
+    from vtprune.harness.sweep.launchers import where
 
     _, directory = where(item.config, item.choices)
     return {} if directory is None else {"directory": directory}
@@ -126,7 +126,7 @@ def log_of(item: plans.Item) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m harness.sweep.worker FOLDER JOB``: started by the supervisor."""
+    """``python -m vtprune.harness.sweep.worker FOLDER JOB``: started by the supervisor."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("job", type=int)

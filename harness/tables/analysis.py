@@ -12,11 +12,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from harness import benches, stats
-from harness.tables import cost, lookup, samples, speed
-from harness.tables.lookup import Found
-from harness.tables.spec import Row, Table
-from harness.tables.speed import Timed
+from vtprune.harness import benches, stats
+from vtprune.harness.tables import cost, lookup, samples, speed
+from vtprune.harness.tables.lookup import Found
+from vtprune.harness.tables.spec import Row, Table
+from vtprune.harness.tables.speed import Timed
 
 NOT_FROM_BEST, NOT_FROM_RANDOM, OTHER_COUNT = "≈", "°", "m"
 STATUS_ORDER = (lookup.FAILED, lookup.RUNNING, lookup.MISSING, lookup.IMPOSSIBLE, lookup.DONE)

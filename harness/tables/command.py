@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from harness.cell import canonical_json
-from harness.errors import ConfigError, unknown
-from harness.store import write_atomic
-from harness.tables import analysis, controls, lookup, render, spec, speed, verdicts
-from harness.tables.lookup import Found
+from vtprune.harness.cell import canonical_json
+from vtprune.harness.errors import ConfigError, unknown
+from vtprune.harness.store import write_atomic
+from vtprune.harness.tables import analysis, controls, lookup, render, spec, speed, verdicts
+from vtprune.harness.tables.lookup import Found
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VERBS = ("status", "plan", "show", "random", "export")

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from harness.tables.spec import Row, Table
+from vtprune.harness.tables.spec import Row, Table
 
 SEEDS = (0, 1, 2)
 LABELS = {

@@ -9,14 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from harness.cost import architecture_of, convert
-from harness.cost.architecture import Architecture, smaller_crops
-from harness.cost.conventions import Tokens
-from harness.store import read_journal
-from harness.tables.lookup import repo_path
-from harness.tables.spec import PAPER
-from models.describe import describe
-from models.errors import ModelLoadError
+from vtprune.harness.cost import architecture_of, convert
+from vtprune.harness.cost.architecture import Architecture, smaller_crops
+from vtprune.harness.cost.conventions import Tokens
+from vtprune.harness.store import read_journal
+from vtprune.harness.tables.lookup import repo_path
+from vtprune.harness.tables.spec import PAPER
+from vtprune.models.describe import describe
+from vtprune.models.errors import ModelLoadError
 
 _OF_TOTALS = {"macs": 1, "flops": 2}  # what a run's own total can be turned into
 

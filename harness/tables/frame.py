@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import gate
+from vtprune.harness import gate
 
 COLUMNS = (
     "model", "method", "ratio", "bench", "data", "score", "n", "failed", "visual_tokens",

@@ -18,17 +18,17 @@ from typing import Any
 
 import yaml
 
-from harness import checkpoint, gate
-from harness.cell import budget as cell_budget
-from harness.cell import canonical_json, moved_from
-from harness.errors import ConfigError
-from harness.known import entries
-from harness.sweep import status
-from harness.tables.spec import Table, Wanted
-from harness.tables.sweeps import Sweeps
-from harness.tables.wanted import CONF
-from models.describe import describe
-from models.errors import ModelLoadError
+from vtprune.harness import checkpoint, gate
+from vtprune.harness.cell import budget as cell_budget
+from vtprune.harness.cell import canonical_json, moved_from
+from vtprune.harness.errors import ConfigError
+from vtprune.harness.known import entries
+from vtprune.harness.sweep import status
+from vtprune.harness.tables.spec import Table, Wanted
+from vtprune.harness.tables.sweeps import Sweeps
+from vtprune.harness.tables.wanted import CONF
+from vtprune.models.describe import describe
+from vtprune.models.errors import ModelLoadError
 
 DONE, RUNNING, FAILED, MISSING, IMPOSSIBLE = "done", "running", "failed", "missing", "impossible"
 #: what the states of a sweep are called in a table
@@ -266,7 +266,7 @@ def odd(cells: Sequence[Any], of: Any) -> set[int]:
 
 
 def _metric(config: Mapping[str, Any]) -> str:
-    from harness import benches
+    from vtprune.harness import benches
 
     return benches.for_engine(dict(config["bench"]), dict(config["engine"]))["metric"]
 

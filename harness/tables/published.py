@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.gate import PUBLISHED
-from harness.tables.spec import PAPER, Row, Table
+from vtprune.harness.gate import PUBLISHED
+from vtprune.harness.tables.spec import PAPER, Row, Table
 
 
 def values(table: Table, folder: Path = PUBLISHED) -> dict[tuple[str, str], float]:

@@ -9,19 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness import gate
-from harness.known import entries
-from harness.profile import MEANING as MEANING_OF_COST
-from harness.tables import lookup, published, speed
-from harness.tables.analysis import (
-    NOT_FROM_BEST,
-    NOT_FROM_RANDOM,
-    OTHER_COUNT,
-    Grid,
-    Value,
-)
-from harness.tables.spec import Row
-from harness.tables.wanted import CONF
+from vtprune.harness import gate
+from vtprune.harness.known import entries
+from vtprune.harness.profile import MEANING as MEANING_OF_COST
+from vtprune.harness.tables import lookup, published, speed
+from vtprune.harness.tables.analysis import NOT_FROM_BEST, NOT_FROM_RANDOM, OTHER_COUNT, Grid, Value
+from vtprune.harness.tables.spec import Row
+from vtprune.harness.tables.wanted import CONF
 
 MEANING = {
     **lookup.MARKS,

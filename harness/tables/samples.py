@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from harness import stats
-from harness.store import read_journal
+from vtprune.harness import stats
+from vtprune.harness.store import read_journal
 
 # MME's score is over these only; the other four categories are its cognition part.
 MME_PERCEPTION = frozenset(

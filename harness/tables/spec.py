@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import known
-from harness.cost.conventions import CONVENTIONS
-from harness.errors import ConfigError, unknown
-from harness.tables import wanted
+from vtprune.harness import known
+from vtprune.harness.cost.conventions import CONVENTIONS
+from vtprune.harness.errors import ConfigError, unknown
+from vtprune.harness.tables import wanted
 
 ROW_KEYS = {
     "name", "label", "method", "ratio", "seed", "options", "sweep", "published",

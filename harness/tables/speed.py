@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness.cell import canonical_json
-from harness.errors import ConfigError
-from harness.tables import lookup, spec, wanted
-from harness.tables.lookup import DONE, IMPOSSIBLE, MISSING, Found
-from harness.tables.spec import Row, Table
-from harness.timing.run import AGREEMENT
+from vtprune.harness.cell import canonical_json
+from vtprune.harness.errors import ConfigError
+from vtprune.harness.tables import lookup, spec, wanted
+from vtprune.harness.tables.lookup import DONE, IMPOSSIBLE, MISSING, Found
+from vtprune.harness.tables.spec import Row, Table
+from vtprune.harness.timing.run import AGREEMENT
 
 COLUMNS = ("throughput", "speedup")
 OTHER_THAN_SCORES, UNSETTLED = "f", "s"

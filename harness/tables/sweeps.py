@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.cell import canonical_json
-from harness.sweep import status
-from harness.sweep.plan import Plan
-from harness.sweep.status import State
-from harness.tables import wanted
+from vtprune.harness.cell import canonical_json
+from vtprune.harness.sweep import status
+from vtprune.harness.sweep.plan import Plan
+from vtprune.harness.sweep.status import State
+from vtprune.harness.tables import wanted
 
 
 class Sweeps:

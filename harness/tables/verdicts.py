@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness import stats
-from harness.tables import analysis, render
-from harness.tables.analysis import Grid
-from harness.tables.spec import Row
+from vtprune.harness import stats
+from vtprune.harness.tables import analysis, render
+from vtprune.harness.tables.analysis import Grid
+from vtprune.harness.tables.spec import Row
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from harness import benches, cell, known
-from harness.errors import ConfigError, did_you_mean, unknown
+from vtprune.harness import benches, cell, known
+from vtprune.harness.errors import ConfigError, did_you_mean, unknown
 
 CONF = known.CONF
 GROUPS = ("model", "method", "bench", "engine", "data", "timing")

@@ -8,7 +8,7 @@ __all__ = ["run_timing"]
 
 
 def run_timing(config: dict[str, Any], *, reuse: bool = False) -> dict[str, Any]:
-    """Time a method and the unpruned model; see :mod:`harness.timing.run`."""
-    from harness.timing.run import run_timing as run
+    """Time a method and the unpruned model; see :mod:`vtprune.harness.timing.run`."""
+    from vtprune.harness.timing.run import run_timing as run
 
     return run(config, reuse=reuse)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.timing.clock import cache_bytes
+from vtprune.harness.timing.clock import cache_bytes
 
 STAGES = ("setup", "vision", "selection", "prefill", "decode")
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from harness.cost import ledger
-from harness.cost.architecture import Architecture
+from vtprune.harness.cost import ledger
+from vtprune.harness.cost.architecture import Architecture
 
 
 def work(arch: Architecture, records: Sequence[Any], method: Any, new_tokens: int) -> dict:

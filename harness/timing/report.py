@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.timing.run import AGREEMENT
+from vtprune.harness.timing.run import AGREEMENT
 
 ROWS = ("setup", "vision", "selection", "prefill", "decode", "sum_of_stages", "end_to_end", "ttft")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from harness import checkpoint, device, profile
-from harness.cell import budget, canonical_json, method_identity, moved_from
-from harness.errors import ConfigError, HarnessError
-from harness.store import write_atomic
+from vtprune.harness import checkpoint, device, profile
+from vtprune.harness.cell import budget, canonical_json, method_identity, moved_from
+from vtprune.harness.errors import ConfigError, HarnessError
+from vtprune.harness.store import write_atomic
 
 FORMAT = 1
 AGREEMENT = 0.03  # of the stages with the whole call, which is measured without inner clocks
@@ -61,7 +61,7 @@ def run_timing(config: dict[str, Any], *, reuse: bool = False) -> dict[str, Any]
 
 def _request(config: dict[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Sizes of the images, what to load, its image processor, and the identity of the timing."""
-    from harness.cost import shapes
+    from vtprune.harness.cost import shapes
 
     timing = config["timing"]
     names = timing["images"] or [config["image_size"]]
@@ -102,11 +102,11 @@ def time_batch(
     batch: int,
 ) -> dict[str, Any]:
     """Both sides at one batch size, in turn, so that a drift of the machine meets both."""
-    import methods
-    from harness.cost import architecture_of
-    from harness.timing import predict
-    from harness.timing.samples import draw
-    from models.errors import PruningUnsupported
+    from vtprune import methods
+    from vtprune.harness.cost import architecture_of
+    from vtprune.harness.timing import predict
+    from vtprune.harness.timing.samples import draw
+    from vtprune.models.errors import PruningUnsupported
 
     sides = {"baseline": methods.build("none"), "pruned": method}
     try:
@@ -138,7 +138,7 @@ def _rounds(
     vlm: Any, sides: dict[str, Any], drawn: dict[str, list[Any]], timing: dict[str, Any]
 ) -> tuple[dict[str, list[dict[str, float]]], dict[str, dict[str, Any]]]:
     """Per side: one dict of mean seconds per sample and round, and what memory was used."""
-    from harness.timing.clock import PeakMemory, device_clock
+    from vtprune.harness.timing.clock import PeakMemory, device_clock
 
     now = device_clock(vlm.device, timing.get("clock", "wall"))
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
@@ -160,8 +160,8 @@ def _rounds(
 def _one_round(
     vlm: Any, method: Any, samples: list[Any], new_tokens: int, now: Any, peak: Any
 ) -> tuple[dict[str, float], dict[str, Any] | None]:
-    from harness.timing.measure import Generation
-    from models import prune
+    from vtprune.harness.timing.measure import Generation
+    from vtprune.models import prune
 
     with prune(vlm.model, method) as run:
         generation = Generation(vlm.model, run, new_tokens, now)
@@ -179,7 +179,7 @@ def stage_sum(rounds: list[dict[str, float]]) -> float:
 
     The two calls of a round follow each other, so a machine that is slow for a while slows both.
     """
-    from harness.timing.measure import STAGES
+    from vtprune.harness.timing.measure import STAGES
 
     return median(sum(r[s] for s in STAGES) / r["end_to_end"] for r in rounds)
 
@@ -203,8 +203,8 @@ def _memory(generation: Any, samples: list[Any], peak: Any) -> dict[str, Any]:
 
 
 def _side(rounds: list[dict[str, float]], batch: int, new_tokens: int) -> dict[str, Any]:
-    from harness.timing.clock import summary
-    from harness.timing.measure import STAGES
+    from vtprune.harness.timing.clock import summary
+    from vtprune.harness.timing.measure import STAGES
 
     ttft = ("setup", "vision", "selection", "prefill")
     columns = {stage: [r[stage] for r in rounds] for stage in (*STAGES, "end_to_end")}
@@ -273,8 +273,8 @@ def _model(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict
 def _load(where: dict[str, Any]) -> Any:
     from transformers.utils import logging
 
-    from models.errors import ModelLoadError
-    from models.load import load
+    from vtprune.models.errors import ModelLoadError
+    from vtprune.models.load import load
 
     logging.disable_progress_bar()
     try:
@@ -286,7 +286,7 @@ def _load(where: dict[str, Any]) -> Any:
 def _provenance(used: str) -> dict[str, Any]:
     import torch
 
-    from harness import provenance
+    from vtprune.harness import provenance
 
     found = provenance.collect(used)
     return {**found, "torch_threads": torch.get_num_threads()}

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness.cost import shapes
-from harness.cost.shapes import Size
+from vtprune.harness.cost import shapes
+from vtprune.harness.cost.shapes import Size
 
 if TYPE_CHECKING:
-    from methods.base import PruningMethod
-    from models.record import Unreduced
+    from vtprune.methods.base import PruningMethod
+    from vtprune.models.record import Unreduced
 
 _ORDINARY = 1000  # text ids are drawn from here on; below lie the special tokens of most models
 

@@ -8,7 +8,7 @@ from hydra.plugins.launcher import Launcher
 class _SweepLauncher(Launcher):
     """Plans the cells of a multirun, divides them into jobs, and has them run somewhere."""
 
-    where = ""  # a way of harness.sweep.launchers
+    where = ""  # a way of vtprune.harness.sweep.launchers
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -22,7 +22,7 @@ class _SweepLauncher(Launcher):
 
     def launch(self, job_overrides: Any, initial_job_idx: int) -> Any:
         """Run all jobs; what came out is read from disk."""
-        from harness.sweep import launchers  # Hydra imports this file at every start
+        from vtprune.harness.sweep import launchers  # Hydra imports this file at every start
 
         return launchers.launch(self, job_overrides, initial_job_idx)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.errors import PruningUnsupported
-from models.families.base import CapturedImage, Family
-from models.families.llava import Llava
-from models.families.llava_next import LlavaNext
-from models.families.llava_onevision import LlavaOnevision
-from models.families.qwen2_vl import Qwen2VL, Qwen25VL
+from vtprune.models.errors import PruningUnsupported
+from vtprune.models.families.base import CapturedImage, Family
+from vtprune.models.families.llava import Llava
+from vtprune.models.families.llava_next import LlavaNext
+from vtprune.models.families.llava_onevision import LlavaOnevision
+from vtprune.models.families.qwen2_vl import Qwen2VL, Qwen25VL
 
 #: versions of transformers the adapters are written for: [first, before)
 TRANSFORMERS_RANGE = ("5.23", "6")

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from methods.base import TokenLayout
-from models.errors import PruningUnsupported
+from vtprune.methods.base import TokenLayout
+from vtprune.models.errors import PruningUnsupported
 
 IMAGE_AND_VIDEO: Mapping[str, str] = {
     "image": "get_image_features",

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.base import TokenLayout
-from models.errors import PruningUnsupported
-from models.families.base import (
+from vtprune.methods.base import TokenLayout
+from vtprune.models.errors import PruningUnsupported
+from vtprune.models.families.base import (
     CapturedImage,
     Family,
     VisionCapture,
     grids_layout,
     list_of_layers,
 )
-from models.signals import cls_full_width, cls_rows, received_attention
+from vtprune.models.signals import cls_full_width, cls_rows, received_attention
 
 
 class Llava(Family):

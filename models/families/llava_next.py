@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import TokenLayout
-from models.families.base import CapturedImage, VisionCapture
-from models.families.llava import Llava
+from vtprune.methods.base import TokenLayout
+from vtprune.models.families.base import CapturedImage, VisionCapture
+from vtprune.models.families.llava import Llava
 
 
 class LlavaNext(Llava):

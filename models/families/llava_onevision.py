@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import TokenLayout
-from models.families.base import (
+from vtprune.methods.base import TokenLayout
+from vtprune.models.families.base import (
     IMAGE_AND_VIDEO,
     CapturedImage,
     Family,
     VisionCapture,
     grids_layout,
 )
-from models.families.llava_next import LlavaNext, anyres_layout
+from vtprune.models.families.llava_next import LlavaNext, anyres_layout
 
 #: mark of a token behind which no single encoder token lies
 SHRUNK = -2

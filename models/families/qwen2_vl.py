@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.families.base import (
+from vtprune.models.families.base import (
     IMAGE_AND_VIDEO,
     CapturedImage,
     Family,
@@ -16,7 +16,7 @@ from models.families.base import (
     grids_layout,
     list_of_layers,
 )
-from models.signals import received_attention
+from vtprune.models.signals import received_attention
 
 
 class Qwen2VL(Family):

@@ -7,7 +7,7 @@ import importlib
 import pytest
 import torch
 
-import methods
+from vtprune import methods
 from tests import tiny
 
 

@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-import methods
-from methods import LayerMethod, TokenMethod
-from models import prune
-from models.errors import PruningUnsupported
-from models.oracle import masked
+from vtprune import methods
+from vtprune.methods import LayerMethod, TokenMethod
+from vtprune.models import prune
+from vtprune.models.errors import PruningUnsupported
+from vtprune.models.oracle import masked
 from tests import tiny
 from tests.method_tools import CLS, built
 

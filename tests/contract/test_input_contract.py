@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-import methods
-from harness import cost
-from harness.answerer import chat_inputs
-from harness.cost import counter, ledger
-from harness.engines.base import Question
-from models import prune
-from models.errors import PruningUnsupported
-from models.load import VLM
+from vtprune import methods
+from vtprune.harness import cost
+from vtprune.harness.answerer import chat_inputs
+from vtprune.harness.cost import counter, ledger
+from vtprune.harness.engines.base import Question
+from vtprune.models import prune
+from vtprune.models.errors import PruningUnsupported
+from vtprune.models.load import VLM
 from tests import family_checkpoints, tiny
 
 TOLERANCE = 1e-4

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from methods import (
+from vtprune.methods import (
     base,
     cdpruner,
     dart,
@@ -22,9 +22,9 @@ from methods import (
     visionzip,
     vispruner,
 )
-from methods.base import LayerMethod, PruningMethod, Selection, TokenMethod
-from methods.fastv import FastV
-from methods.fitprune import FitPrune
+from vtprune.methods.base import LayerMethod, PruningMethod, Selection, TokenMethod
+from vtprune.methods.fastv import FastV
+from vtprune.methods.fitprune import FitPrune
 from tests.golden_tools import Golden
 from tests.test_goldens import CHECKERS
 

@@ -7,7 +7,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from methods.random import RandomPruning
+from vtprune.methods.random import RandomPruning
 
 SLOW, BROKEN = (0.6, 0.8), 0.95
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.sweep import plan, status
-from harness.sweep.outcomes import Outcomes
+from vtprune.harness.sweep import plan, status
+from vtprune.harness.sweep.outcomes import Outcomes
 from tests.slurm import sweeps
 
 ROOT = Path(__file__).resolve().parents[2]

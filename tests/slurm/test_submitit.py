@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.sweep import plan as plans
-from harness.sweep import status
-from harness.sweep.outcomes import Outcomes
+from vtprune.harness.sweep import plan as plans
+from vtprune.harness.sweep import status
+from vtprune.harness.sweep.outcomes import Outcomes
 from tests.slurm import sweeps
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.data.mini import choice, open_ended, yes_no
-from harness.data.mini.rows import MINI_VERSION, Table
+from vtprune.harness.data.mini import choice, open_ended, yes_no
+from vtprune.harness.data.mini.rows import MINI_VERSION, Table
 
 # benchmark -> (rows by default, generator)
 GENERATORS: dict[str, tuple[int, Callable[[int, int], list[Table]]]] = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.data.mini.rows import Table, cell, flat, pictures
-from harness.data.questions import ASKERS, LETTERS, Question, with_options
-from harness.data.world import Picture, draw
+from vtprune.harness.data.mini.rows import Table, cell, flat, pictures
+from vtprune.harness.data.questions import ASKERS, LETTERS, Question, with_options
+from vtprune.harness.data.world import Picture, draw
 
 PLAN = (
     ("scene", "color"), ("scene", "shape"), ("scene", "text"), ("chart", "extreme"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.data.mini.rows import Table, cell, collect, flat
-from harness.data.questions import Question
+from vtprune.harness.data.mini.rows import Table, cell, collect, flat
+from vtprune.harness.data.questions import Question
 
 # Left or right is asked in MME alone: the embedded model barely beats chance there.
 SCENES = (("scene", ("color", "exist", "shape", "ground", "sky")),)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from harness.data import questions, world
-from harness.data.questions import Question
-from harness.data.world import Picture
+from vtprune.harness.data import questions, world
+from vtprune.harness.data.questions import Question
+from vtprune.harness.data.world import Picture
 
 MINI_VERSION = 2  # of the rows; older files are written again
 _DRAW = 1  # seed material: pictures stay the same when only the questions change

@@ -6,10 +6,10 @@ from typing import Any
 
 from numpy.random import Generator
 
-from harness.data import questions, world
-from harness.data.mini.rows import Table, cell, pictures
-from harness.data.questions import PLEASE, Question
-from harness.data.world import Picture
+from vtprune.harness.data import questions, world
+from vtprune.harness.data.mini.rows import Table, cell, pictures
+from vtprune.harness.data.questions import PLEASE, Question
+from vtprune.harness.data.world import Picture
 
 # category of MME -> (layout, asker, kinds of question that belong to it)
 MME = {

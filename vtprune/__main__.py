@@ -1,0 +1,8 @@
+"""``python -m vtprune`` is the command ``vtprune``."""
+
+import sys
+
+from vtprune.harness.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
