@@ -24,10 +24,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vtprune.harness import benches, engines, known  # noqa: E402
-from vtprune.harness.data import source  # noqa: E402
-from vtprune.harness.engines.base import Answer, Job, Question  # noqa: E402
-from vtprune.harness.store import Journal  # noqa: E402
+from vtprune.harness.evaluation import engines  # noqa: E402
+from vtprune.harness.evaluation.data import source  # noqa: E402
+from vtprune.harness.evaluation.engines.base import Answer, Job, Question  # noqa: E402
+from vtprune.harness.request import benches, known  # noqa: E402
+from vtprune.harness.store.journal import Journal  # noqa: E402
 
 SMALL, LARGE = 16, 96
 WANTED_MS = 5.0
@@ -36,9 +37,9 @@ STARTUP = {
     "run.py --help": ["run.py", "--help"],
     "run.py, refused request": ["run.py", "method=gprun"],
     "import torch": ["-c", "import torch"],
-    "import the lmms-eval engine": ["-c", "import vtprune.harness.engines.lmms_eval"],
+    "import the lmms-eval engine": ["-c", "import vtprune.harness.evaluation.engines.lmms_eval"],
     "import the VLMEvalKit engine": [
-        "-c", "from vtprune.harness.engines import vlm_import; vlm_import.load()",
+        "-c", "from vtprune.harness.evaluation.engines import vlm_import; vlm_import.load()",
     ],
 }  # fmt: skip
 

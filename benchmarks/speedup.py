@@ -29,9 +29,9 @@ import torch
 from vtprune import methods
 from vtprune.harness.cost import architecture_of, ledger
 from vtprune.harness.cost.architecture import Architecture
-from vtprune.harness.timing.clock import device_clock
-from vtprune.harness.timing.measure import Generation
-from vtprune.harness.timing.samples import draw
+from vtprune.harness.cost.timing.clock import device_clock
+from vtprune.harness.cost.timing.measure import Generation
+from vtprune.harness.cost.timing.samples import draw
 from vtprune.models import SampleRecord, prune
 
 RATIOS = (0.5, 0.7, 0.9)

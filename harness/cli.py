@@ -14,16 +14,16 @@ import hydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from vtprune.harness import explain, known, loggers, settings, several
-from vtprune.harness.errors import ConfigError, HarnessError, one_line
+from vtprune import places
+from vtprune.harness.cell import tasks
+from vtprune.harness.request import explain, several
+from vtprune.harness.request.errors import ConfigError, HarnessError, one_line
 from vtprune.models.errors import ModelLoadError, PruningUnsupported
 
-ROOT = Path(__file__).resolve().parent.parent
-CONF = known.CONF
 _failed: list[Exception] = []  # of a single run, on its way past Hydra
 # Our launchers bear the names Hydra and submitit gave theirs: that is meant.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")
-OmegaConf.register_new_resolver("repo", lambda path: str(ROOT / path), replace=True)
+OmegaConf.register_new_resolver("repo", lambda name: str(places.path(name)), replace=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +69,7 @@ def _describe(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
         return one_line(error), error.exit_code
     if isinstance(error, (PruningUnsupported, ModelLoadError)):
         return str(error), ConfigError.exit_code
-    text = explain.explain(error, arguments, CONF)
+    text = explain.explain(error, arguments, places.CONF)
     if text is not None:
         return text, ConfigError.exit_code
     return f"{one_line(error)} (debug=true shows where)", HarnessError.exit_code
@@ -78,13 +78,13 @@ def _describe(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
 def _hydra_main(arguments: Sequence[str]) -> None:
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
-        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(_job)()
+        hydra.main(config_path=str(places.CONF), config_name="config", version_base="1.3")(_job)()
     finally:
         sys.argv = before
 
 
 def _job(cfg: DictConfig) -> None:
-    """A single run. The jobs of a multirun are run by our launchers, see ``vtprune.harness.sweep``."""
+    """A single run. The jobs of a multirun are run by our launchers, see ``harness.sweep``."""
     try:
         _all(cfg, several.parts(cfg))
     except Exception as error:  # Hydra would print a line of its own; main() explains it
@@ -98,7 +98,7 @@ def _all(cfg: DictConfig, parts: Sequence[several.Part]) -> None:
         if len(parts) > 1:
             print(f"bench={part.bench}", flush=True)
         try:
-            results.append(run_part(part, sweep=False))
+            results.append(tasks.run_part(part, sweep=False))
         except Exception as error:
             if len(parts) == 1:
                 raise
@@ -112,64 +112,18 @@ def _all(cfg: DictConfig, parts: Sequence[several.Part]) -> None:
         raise HarnessError(f"{len(failed)} of {len(parts)} benchmarks failed: {', '.join(failed)}")
 
 
-def run_part(part: several.Part, *, sweep: bool) -> dict[str, Any] | None:
-    """Run one cell (or other task) of a composed config; its stored result."""
-    config = OmegaConf.to_container(part.config, resolve=True, throw_on_missing=True)
-    check_keys(config, part.choices)
-    config["choices"] = {group: part.choices.get(group) for group in ("model", "bench")}
-    if config["task"] in settings.DATALESS_TASKS:
-        from vtprune.harness.dataless import run_dataless
-
-        return run_dataless(config, sweep=sweep)
-    prepared = settings.prepare(config, sweep=sweep)
-    if config["task"] == "calibrate":
-        return _calibrate(prepared)
-    from vtprune.harness.running import run_cell
-
-    loggers.check(config["logger"])
-    result = run_cell(prepared)
-    if result is not None:  # None: another process of the group tells
-        problem = loggers.publish(config["logger"], Path(result["directory"]))
-        if problem:
-            print(f"note: {problem}", file=sys.stderr, flush=True)
-    return result
 
 
-def _calibrate(prepared: settings.Prepared) -> dict[str, Any]:
-    from vtprune.harness.calibrate import report, run_calibration
-
-    artefact = run_calibration(prepared)
-    print(report(artefact), flush=True)
-    return artefact
 
 
-def check_keys(config: dict[str, Any], choices: dict[str, str | None]) -> None:
-    """Refuse keys that nothing reads, e.g. a typo in an experiment file or behind a ``+``."""
-    valid = known.keys(CONF, choices)
-    free = [group for group in known.groups(CONF) if _is_free(group, choices.get(group), config)]
-    for key in settings.unknown_keys(config, valid):
-        if key.partition(".")[0] not in free and not _inside_a_mapping(key, valid):
-            raise ConfigError(explain.unknown_option(key, valid, choices))
 
 
-def _inside_a_mapping(key: str, valid: Sequence[str]) -> bool:
-    """True below an option that is a mapping of its own, as the options of a composed method."""
-    parent = key.rpartition(".")[0]
-    return "." in parent and parent in valid
 
 
-def _is_free(group: str, choice: str | None, config: dict[str, Any]) -> bool:
-    """True if the keys of a group are not ours to know: own method classes, outside files."""
-    if group == "method" and (
-        config["method"].get("_target_")
-        or config["method"]["name"] not in known.groups(CONF)["method"]  # by an entry point
-    ):
-        return True  # methods.build knows them, and names the nearest
-    return choice is not None and known.entries(CONF, group, choice) is None
 
 
 def _show(results: Sequence[dict[str, Any]]) -> None:
-    from vtprune.harness.tables import frame
+    from vtprune.harness.reporting.tables import frame
 
     cells = frame.frame(frame.row(result) for result in results)
     print("\n" + frame.text(cells))
@@ -178,13 +132,13 @@ def _show(results: Sequence[dict[str, Any]]) -> None:
     if len(results) == 1:
         print(f"results: {_shown_path(results[0]['directory'])}")
     store = Path(results[0]["directory"]).parents[3]
-    where = "" if store == ROOT / "results" else f" --results {_shown_path(str(store))}"
+    where = "" if store == places.RESULTS else f" --results {_shown_path(str(store))}"
     print(f"all cells so far: python scripts/tables.py{where}", flush=True)
 
 
 def _gate_lines(results: Sequence[dict[str, Any]]) -> list[str]:
     """Measured beside published, for every unpruned cell that was just run."""
-    from vtprune.harness import gate
+    from vtprune.harness.reporting.tables import gate
 
     lines = []
     for result in filter(gate.is_baseline, results):

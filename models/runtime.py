@@ -72,7 +72,7 @@ class PruningRun:
     def __init__(self, method: PruningMethod) -> None:
         self.method = method
         self.clock: Callable[[], float] = time.perf_counter
-        self.shared: Any = None  # remembers encoder calls across runs, see vtprune.harness.sharing
+        self.shared: Any = None  # remembers encoder calls across runs
         self.records: list[SampleRecord] = []
         self._sample_ids: list[str] | None = None
         self._foreground: list[list[Tensor]] | None = None

@@ -20,8 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vtprune.harness import agreement, known  # noqa: E402
-from vtprune.harness.errors import HarnessError, one_line  # noqa: E402
+from vtprune.harness.evaluation import agreement  # noqa: E402
+from vtprune.harness.request import known  # noqa: E402
+from vtprune.harness.request.errors import HarnessError, one_line  # noqa: E402
 
 CONF = ROOT / "conf"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from vtprune.harness.errors import HarnessError  # noqa: E402
-from vtprune.harness.figures import cost  # noqa: E402
+from vtprune.harness.reporting.figures import cost  # noqa: E402
+from vtprune.harness.request.errors import HarnessError  # noqa: E402
 
 
 def main() -> int:

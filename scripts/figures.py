@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vtprune.harness.figures import command  # noqa: E402
+from vtprune.harness.reporting.figures import command  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(command.main(sys.argv[1:], __doc__ or ""))

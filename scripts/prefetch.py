@@ -16,8 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vtprune.harness import cli, explain, prefetch, several  # noqa: E402
-from vtprune.harness.errors import ConfigError, HarnessError, one_line  # noqa: E402
+from vtprune import places  # noqa: E402
+from vtprune.harness.evaluation import prefetch  # noqa: E402
+from vtprune.harness.request import explain, several  # noqa: E402
+from vtprune.harness.request.errors import ConfigError, HarnessError, one_line  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +32,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
-        text = explain.explain(error, arguments, cli.CONF)
+        text = explain.explain(error, arguments, places.CONF)
         if text is None:
             raise
         print(f"error: {text}", file=sys.stderr)
@@ -55,7 +57,7 @@ def _configs(arguments: list[str]) -> list[dict]:
     given = several.arguments(arguments)
     if not any(argument.startswith("data=") for argument in given):
         given.append("data=hub")
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(places.CONF), version_base="1.3"):
         first = compose("config", given)
         common = [a for a in given if not a.startswith(("bench=", "benches="))]
         names = first.get("benches") or [None]

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vtprune.harness import gate  # noqa: E402
+from vtprune.harness.reporting.tables import gate  # noqa: E402
 
 FIELDS = (
     "checkpoint", "data", "bench", "metric", "value", "unit", "tolerance", "decides", "engine",

@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def _status(folder: str, results: Path) -> int:
-    from vtprune.harness.errors import HarnessError, one_line
+    from vtprune.harness.request.errors import HarnessError, one_line
     from vtprune.harness.sweep import status
 
     try:

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     import torch
 
-    from vtprune.harness.embedded import stages
+    from vtprune.training import stages
 
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)

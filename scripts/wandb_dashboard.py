@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vtprune.harness.errors import HarnessError, one_line  # noqa: E402
+from vtprune.harness.request.errors import HarnessError, one_line  # noqa: E402
 
 
 def main() -> int:
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--save", action="store_true", help="create them on the server")
     options = parser.parse_args()
     try:
-        from vtprune.harness.loggers import dashboard
+        from vtprune.harness.reporting.tracker import dashboard
     except ImportError as error:
         print(f"error: {error}; pip install -c constraints.txt -e '.[wandb]'", file=sys.stderr)
         return 1
@@ -56,7 +56,7 @@ def _shown(options: argparse.Namespace) -> tuple[list[str], list[float], list[st
     """Benchmarks, ratios and tables of the dashboard."""
     tables = []
     if options.table:
-        from vtprune.harness.tables import analysis, render, spec
+        from vtprune.harness.reporting.tables import analysis, render, spec
 
         table = spec.load(options.table)
         text = render.markdown(analysis.build(table, options.results), render.Options())

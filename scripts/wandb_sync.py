@@ -17,8 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vtprune.harness import loggers  # noqa: E402
-from vtprune.harness.loggers import wandb_run  # noqa: E402
+from vtprune.harness.cell import publish as loggers  # noqa: E402
 
 
 def main() -> int:
@@ -43,7 +42,7 @@ def main() -> int:
 def sync(results: Path, logger: dict) -> int:
     """Publish what is missing; stops waiting for a server after the first cell it did not take."""
     cells = sorted(file.parent for file in (results / "runs").glob("*/*/*/result.json"))
-    missing = [cell for cell in cells if not wandb_run.published(cell, logger)]
+    missing = [cell for cell in cells if not loggers.published(cell, logger)]
     failed = 0
     for number, cell in enumerate(missing):
         problem = loggers.publish(logger, cell)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vtprune.harness.benches import for_engine
-from vtprune.harness.data import mini, source
-from vtprune.harness.engines.base import Job, Outcome
-from vtprune.harness.known import entries
-from vtprune.harness.store import Journal, read_journal
 from tests.engine_tools import ROOT, Scripted
+from vtprune.harness.evaluation.data import mini, source
+from vtprune.harness.evaluation.engines.base import Job, Outcome
+from vtprune.harness.request.benches import for_engine
+from vtprune.harness.request.known import entries
+from vtprune.harness.store.journal import Journal, read_journal
 
 CONF = ROOT / "conf"
 BENCHES = sorted(file.stem for file in (CONF / "bench").glob("*.yaml"))
@@ -83,7 +83,7 @@ def run(
     folder: Path, name: str, answerer: Scripted, engine: str = "lmms_eval", **options: Any
 ) -> Outcome:
     """One benchmark through one engine; the journal stays in ``folder``."""
-    from vtprune.harness import engines
+    from vtprune.harness.evaluation import engines
 
     folder.mkdir(parents=True, exist_ok=True)
     with Journal(folder / "samples.jsonl") as journal:

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from vtprune.harness.data import source
-from vtprune.harness.engines.base import Answer, Job, Question
-from vtprune.harness.store import Journal, read_journal
+from vtprune.harness.evaluation.data import source
+from vtprune.harness.evaluation.engines.base import Answer, Job, Question
+from vtprune.harness.store.journal import Journal, read_journal
 
 ROOT = Path(__file__).resolve().parent.parent
 

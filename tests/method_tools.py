@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vtprune import methods
 from tests import tiny
+from vtprune import methods
 
 CLS = {"cls_attention", "last_attention"}
 

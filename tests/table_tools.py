@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vtprune.harness.cell import canonical_json
-from vtprune.harness.tables import lookup, spec
+from vtprune.harness.reporting.tables import lookup, spec
+from vtprune.harness.request.identity import canonical_json
 
 VERSIONS = {"torch": "2.12.1", "transformers": "5.23.0", "lmms_eval": "0.7.3"}
 Scores = Callable[[spec.Wanted], np.ndarray]

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vtprune.harness.answerer import ModelAnswerer, chat_inputs
-from vtprune.harness.engines.base import Question
+from tests import checkpoint_tools
+from vtprune.harness.cell.answerer import ModelAnswerer, chat_inputs
+from vtprune.harness.evaluation.engines.base import Question
 from vtprune.models import prune
 from vtprune.models.errors import ModelLoadError
 from vtprune.models.load import load, unload
-from tests import checkpoint_tools
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import socket
 
 import pytest
 
-from vtprune.harness.errors import ConfigError, HarnessError
 from tests import bench_tools as tools
 from tests.engine_tools import Scripted
+from vtprune.harness.request.errors import ConfigError, HarnessError
 
 SCHEMA = {
     "doc_id", "sample_id", "question_id", "image_id", "prompt", "answer", "reference", "score",
@@ -58,7 +58,7 @@ def test_all_benchmarks_state_the_same_things():
 
 
 def test_judge_and_prompt_options_belong_to_the_cell():
-    from vtprune.harness.benches import scoring
+    from vtprune.harness.request.benches import scoring
 
     assert scoring(tools.config("textvqa"), "lmms_eval") == {}
     with_hints = scoring(tools.config("textvqa_ocr"), "lmms_eval")
@@ -71,7 +71,7 @@ def test_judge_and_prompt_options_belong_to_the_cell():
 def test_the_commit_of_an_image_table_is_checked_too():
     from types import SimpleNamespace
 
-    from vtprune.harness.data import redirect
+    from vtprune.harness.evaluation.data import redirect
 
     file = {"filename": f"/cache/org___data/images/0.0.0/{'b' * 40}/data-test.arrow"}
     with pytest.raises(HarnessError, match="newest copy in the cache is bbbbbbbb"):
@@ -161,7 +161,7 @@ def test_gqa_joins_each_question_with_its_image(tmp_path, monkeypatch):
 
 
 def _gqa_images():
-    from vtprune.harness.data import mini
+    from vtprune.harness.evaluation.data import mini
 
     return mini.tables("gqa", 0, 8)[1].rows
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vtprune.harness import calibrate
-from vtprune.harness.errors import ConfigError
+from tests import tiny
+from vtprune.harness.cell import recipes
+from vtprune.harness.request.errors import ConfigError
 from vtprune.models import prune
 from vtprune.models.families import family_of
 from vtprune.models.replay import start_replay
-from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,10 +69,10 @@ def config(**method: object) -> dict:
 
 
 def stored(results: Path, name: str = "a", **identity: object) -> Path:
-    folder = calibrate.folder(results)
+    folder = recipes.folder(results)
     folder.mkdir(parents=True, exist_ok=True)
     whole = {"checkpoint": "abc", "ratio": 0.5, "bench": "textvqa", "data": {"source": "mini"}}
-    whole |= {k: v for k, v in config()["method"].items() if k in calibrate.SEARCH_OPTIONS}
+    whole |= {k: v for k, v in config()["method"].items() if k in recipes.SEARCH_OPTIONS}
     path = folder / f"{name}.json"
     content = {"identity": {**whole, **identity}, "fractions": [0.25, 0.5], "samples": 4}
     path.write_text(json.dumps(content))
@@ -85,9 +85,9 @@ def test_a_stored_recipe_is_found_by_checkpoint_ratio_and_search_options(tmp_pat
     stored(tmp_path, "other-search", fit_mode="offline")
     notes: list[str] = []
     with pytest.raises(ConfigError, match="task=calibrate method=fitprune ratio=0.5"):
-        calibrate.resolve(config(), "abc", tmp_path, notes)
+        recipes.resolve(config(), "abc", tmp_path, notes)
     right = stored(tmp_path, "right")
-    resolved = calibrate.resolve(config(), "abc", tmp_path, notes)
+    resolved = recipes.resolve(config(), "abc", tmp_path, notes)
     assert resolved["method"]["recipe"] == [0.25, 0.5]
     assert right.name in notes[0]
 
@@ -95,19 +95,19 @@ def test_a_stored_recipe_is_found_by_checkpoint_ratio_and_search_options(tmp_pat
 def test_two_fitting_recipes_must_be_told_apart_by_file(tmp_path):
     one, two = stored(tmp_path, "one"), stored(tmp_path, "two", bench="gqa")
     with pytest.raises(ConfigError, match="several"):
-        calibrate.resolve(config(), "abc", tmp_path, [])
-    chosen = calibrate.resolve(config(recipe=str(two)), "abc", tmp_path, [])
+        recipes.resolve(config(), "abc", tmp_path, [])
+    chosen = recipes.resolve(config(recipe=str(two)), "abc", tmp_path, [])
     assert chosen["method"]["recipe"] == [0.25, 0.5]
     with pytest.raises(ConfigError, match="another checkpoint"):
-        calibrate.resolve(config(recipe=str(one)), "else", tmp_path, [])
+        recipes.resolve(config(recipe=str(one)), "else", tmp_path, [])
     with pytest.raises(ConfigError, match="no stored recipe"):
-        calibrate.resolve(config(recipe=str(tmp_path / "nothing.json")), "abc", tmp_path, [])
+        recipes.resolve(config(recipe=str(tmp_path / "nothing.json")), "abc", tmp_path, [])
 
 
 def test_other_methods_and_published_recipes_are_left_alone(tmp_path):
     for entry in ({"name": "gprune"}, {"name": "fitprune", "recipe": "published"}):
         given = {"method": entry, "ratio": 0.5}
-        assert calibrate.resolve(given, "abc", tmp_path, []) is given
+        assert recipes.resolve(given, "abc", tmp_path, []) is given
 
 
 @pytest.mark.slow

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import yaml
 
-from vtprune.harness import benches, settings
-from vtprune.harness import cell as cells
-from vtprune.harness.store import Store
-from vtprune.harness.tables import wanted
+from vtprune.harness.cell import prepare as settings
+from vtprune.harness.request import benches
+from vtprune.harness.request import compose as wanted
+from vtprune.harness.request import identity as cells
+from vtprune.harness.store.cell import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 #: requests that have, together, every part an identity can have

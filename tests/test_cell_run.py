@@ -7,8 +7,8 @@ import json
 import pytest
 import yaml
 
-from vtprune.harness import cli
 from tests import checkpoint_tools
+from vtprune.harness import cli
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_a_local_copy_of_hub_data_is_read_and_named_hub(run, tmp_path):
 
 
 def test_a_failed_sample_marks_the_cell(run, tmp_path, monkeypatch):
-    from vtprune.harness.answerer import ModelAnswerer
+    from vtprune.harness.cell.answerer import ModelAnswerer
 
     real = ModelAnswerer.answer
 

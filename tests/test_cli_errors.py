@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vtprune.harness import explain, known
-from vtprune.harness.errors import did_you_mean, one_line, unknown
+from vtprune.harness.request import explain, known
+from vtprune.harness.request.errors import did_you_mean, one_line, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
 # Runs run.py as the user does and reports on its last line what had been imported by then.

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vtprune import methods
-from vtprune.harness import cli, known, settings
+from vtprune import methods, places
+from vtprune.harness.request import check, known
 from vtprune.models.supported import SUPPORTED_MODEL_TYPES
 
-CONF = Path(cli.CONF)
+CONF = places.CONF
 GROUPS = known.groups(CONF)
 CHOICES = [(group, choice) for group in GROUPS for choice in GROUPS[group] if group != "local"]
 TOP_LEVEL = {"ratio", "seed"}  # fields of every method that are options of their own
@@ -33,7 +32,7 @@ def test_every_config_composes_and_holds_known_keys_only(group, choice):
     config = composed(*overrides)
     valid = known.keys(CONF, {**known.defaults(CONF), group: choice})
     if group != "experiment":
-        assert settings.unknown_keys(config, valid) == []
+        assert check.unknown_keys(config, valid) == []
 
 
 def test_every_method_has_a_config_and_every_config_a_method():
@@ -92,7 +91,6 @@ def test_the_demo_compares_three_methods():
 
 
 def test_labels_count_from_as_many_tokens_before_torch_as_behind_it():
-    from vtprune.harness import settings
     from vtprune.methods import base
 
-    assert settings.LABELLED_TOKENS == base.LABELLED_TOKENS
+    assert check.LABELLED_TOKENS == base.LABELLED_TOKENS

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from vtprune.harness import cli
-from vtprune.harness.errors import ConfigError
-from vtprune.harness.tables import command, controls, lookup, spec
+from vtprune.harness.reporting.tables import command, controls, lookup, spec
+from vtprune.harness.request.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = ("random", "uniform", "pool", "downsample")

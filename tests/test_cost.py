@@ -5,12 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vtprune.harness.cost import architecture_of, convert
-from vtprune.harness.cost.conventions import Tokens
-from vtprune.harness.cost.counter import Counter
-from vtprune.harness.cost.ledger import decode_step, decoder, kv_cache_bytes, prefill, prefill_full
-from vtprune.models import prune
 from tests import tiny
+from vtprune.harness.cost import architecture_of, convert
+from vtprune.harness.cost.counter import Counter
+from vtprune.harness.cost.ledger import (
+    Tokens,
+    decode_step,
+    decoder,
+    kv_cache_bytes,
+    prefill,
+    prefill_full,
+)
+from vtprune.models import prune
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests import tiny
+from tests.contract.test_contract import built
 from vtprune import methods
 from vtprune.harness.cost import architecture_of, counter
 from vtprune.harness.cost.ledger import prefill
 from vtprune.methods import ops
 from vtprune.methods.base import LayerMethod, PruningMethod, TokenMethod, View
 from vtprune.models import prune
-from tests import tiny
-from tests.contract.test_contract import built
 
 #: what is asked of methods that change the picture is in tests/contract/test_input_contract.py
 METHODS = [name for name in methods.available() if methods.get(name).stage != "input"]

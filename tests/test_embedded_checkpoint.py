@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vtprune.harness.embedded import measure
+from vtprune.training import measure
 
 MODELS = Path(__file__).resolve().parents[1] / "models" / "embedded"
 READING = {"llava": 0.85, "llava-next": 0.75}

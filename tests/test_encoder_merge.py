@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests import tiny
 from vtprune import methods
 from vtprune.harness.cost import architecture_of, counter, shapes
 from vtprune.harness.cost.ledger import prefill, prefill_full
@@ -12,7 +13,6 @@ from vtprune.methods.tome import ToMe
 from vtprune.models import prune
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.oracle import masked
-from tests import tiny
 
 OPTIONS = {"ratio": 0.5, "placement": "vision_encoder"}
 FAMILIES = ("llava", "llava_next")

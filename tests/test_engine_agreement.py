@@ -6,9 +6,9 @@ import importlib.util
 
 import pytest
 
-from vtprune.harness import agreement
-from vtprune.harness.data import tables
 from tests import bench_tools as tools
+from vtprune.harness.evaluation import agreement
+from vtprune.harness.evaluation.data import tables
 
 if importlib.util.find_spec("vlmeval") is None:
     pytest.skip("ms-vlmeval is not installed: make test installs it", allow_module_level=True)

@@ -9,16 +9,16 @@ import sys
 
 import pytest
 
-from vtprune.harness.engines.asking import batches, clean
-from vtprune.harness.engines.base import Question
-from vtprune.harness.errors import ConfigError, HarnessError
-from vtprune.harness.store import Journal
 from tests import engine_tools as tools
+from vtprune.harness.evaluation.engines.asking import batches, clean
+from vtprune.harness.evaluation.engines.base import Question
+from vtprune.harness.request.errors import ConfigError, HarnessError
+from vtprune.harness.store.journal import Journal
 
 
 @pytest.fixture(scope="module")
 def engine():
-    from vtprune.harness.engines.lmms_eval import LmmsEval
+    from vtprune.harness.evaluation.engines.lmms_eval import LmmsEval
 
     return LmmsEval()
 
@@ -70,7 +70,7 @@ def test_the_same_engine_runs_twice(run, tmp_path):
 def test_an_adapter_survives_the_evaluators_cleaning(engine, tmp_path):
     import torch
 
-    from vtprune.harness.engines.lmms_eval import Adapter
+    from vtprune.harness.evaluation.engines.lmms_eval import Adapter
 
     with Journal(tmp_path / "samples.jsonl") as journal:
         adapter = Adapter(tools.job(tmp_path, journal), constant([]), None, [])
@@ -149,8 +149,8 @@ def test_interrupts_are_not_failed_samples(run, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vtprune.harness.engines.lmms_eval import LmmsEval
-from vtprune.harness.store import Journal
+from vtprune.harness.evaluation.engines.lmms_eval import LmmsEval
+from vtprune.harness.store.cell import Journal
 from tests import engine_tools as tools
 
 folder = Path(sys.argv[1])
@@ -223,7 +223,7 @@ def test_the_redirect_ends_with_the_call(run):
 
 
 def test_the_bench_file_names_the_tasks_own_data(engine):
-    from vtprune.harness.engines.lmms_data import importable_without_key, task_manager
+    from vtprune.harness.evaluation.engines.lmms_data import importable_without_key, task_manager
 
     for file in sorted((tools.ROOT / "conf/bench").glob("*.yaml")):
         entry = tools.bench_config(file.stem)["engines"]["lmms_eval"]

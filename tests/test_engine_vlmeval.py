@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from vtprune.harness.errors import ConfigError, HarnessError
 from tests import bench_tools as tools
 from tests.engine_tools import ROOT, Scripted
 from tests.test_bench_lmms import MINI_MAXIMUM, SCHEMA
+from vtprune.harness.request.errors import ConfigError, HarnessError
 
 # Not importorskip: that would import it without what the engine does around the import.
 if importlib.util.find_spec("vlmeval") is None:
@@ -50,7 +50,7 @@ def entry(name):
 
 def oracle(name, folder, samples=8):
     """Gives the table's own answer."""
-    from vtprune.harness.data import tables
+    from vtprune.harness.evaluation.data import tables
 
     csv.field_size_limit(2**30)
     file = tables.build(tools.config(name)["mini"], entry(name)["table"], folder, 0, samples)
@@ -66,7 +66,7 @@ def run(folder, name, answerer, **options):
 
 @pytest.mark.parametrize("name", BENCHES)
 def test_oracle_reaches_the_maximum_and_a_constant_answer_the_floor(name, tmp_path):
-    from vtprune.harness.benches import for_engine
+    from vtprune.harness.request.benches import for_engine
 
     bench = for_engine(tools.config(name), {"name": ENGINE})
     full = run(tmp_path / "oracle", name, oracle(name, tmp_path / "table"))
@@ -151,7 +151,7 @@ def test_answers_that_look_like_numbers_stay_text(tmp_path):
     said = {0: "0042", 1: "3.50"}
     outcome = run(tmp_path / "run", "ocrbench", Scripted(lambda q: said[q.doc_id]), indices=[0, 1])
     assert answerer.asked == [] and [s["score"] for s in outcome.samples] == [0, 0]
-    from vtprune.harness.engines import vlm_import
+    from vtprune.harness.evaluation.engines import vlm_import
 
     (file,) = (tmp_path / "run").rglob("model_OCRBench.tsv")
     with vlm_import.surroundings(tmp_path):
@@ -176,7 +176,7 @@ def test_nothing_in_the_process_is_left_changed(tmp_path):
 IMPORT = """
 import logging, ssl
 before = ssl._create_default_https_context, list(logging.getLogger().handlers)
-from vtprune.harness.engines import vlm_import
+from vtprune.harness.evaluation.engines import vlm_import
 vlm_import.load()
 assert ssl._create_default_https_context is before[0], "TLS verification was switched off"
 import torch
@@ -209,8 +209,8 @@ def test_the_published_md5_is_back_after_the_table_is_open(tmp_path):
 
 
 def test_a_missing_table_is_an_error_and_no_download(tmp_path):
-    from vtprune.harness.data import source
-    from vtprune.harness.engines import vlm_table
+    from vtprune.harness.evaluation.data import source
+    from vtprune.harness.evaluation.engines import vlm_table
 
     with pytest.raises(HarnessError, match=r"POPE\.tsv not found"):
         vlm_table.open_dataset("POPE", tmp_path)
@@ -220,7 +220,7 @@ def test_a_missing_table_is_an_error_and_no_download(tmp_path):
 
 
 def test_a_published_table_is_identified_by_its_md5(tmp_path):
-    from vtprune.harness.data import source, tables
+    from vtprune.harness.evaluation.data import source, tables
 
     file = tables.build("pope", "POPE", tmp_path, 0, 2)
     asked = {"source": "hub", "root": str(tmp_path)}
@@ -301,7 +301,7 @@ def test_pip_check_complains_about_this_package_only():
 def test_without_the_package_one_line_names_the_two_commands(monkeypatch):
     import importlib.metadata as metadata
 
-    from vtprune.harness import cell
+    from vtprune.harness.request import identity as cell
 
     real = metadata.version
 

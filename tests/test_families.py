@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vtprune import methods
-from vtprune.harness.answerer import ModelAnswerer, chat_inputs
-from vtprune.harness.engines.base import Question
-from vtprune.harness.images import as_rgb
-from vtprune.models import prune
-from vtprune.models.load import load
 from tests import family_checkpoints, tiny
 from tests.method_tools import built
+from vtprune import methods
+from vtprune.harness.cell.answerer import ModelAnswerer, chat_inputs
+from vtprune.harness.evaluation.data.images import as_rgb
+from vtprune.harness.evaluation.engines.base import Question
+from vtprune.models import prune
+from vtprune.models.load import load
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vtprune.harness.errors import ConfigError, HarnessError
-from vtprune.harness.figures import command, curves, flow, geometry, overlay, paper, rows
-from vtprune.harness.tables import analysis, spec
 from tests import table_tools as tools
+from vtprune.harness.reporting.figures import command, curves, flow, geometry, overlay, paper, rows
+from vtprune.harness.reporting.tables import analysis, spec
+from vtprune.harness.request.errors import ConfigError, HarnessError
 
 pytestmark = pytest.mark.slow
 

@@ -7,11 +7,10 @@ import json
 
 import pytest
 
-from vtprune.harness import gate
-from vtprune.harness.benches import for_engine
-from vtprune.harness.known import groups
-from vtprune.harness.tables import frame
 from tests.bench_tools import CONF, config
+from vtprune.harness.reporting.tables import frame, gate
+from vtprune.harness.request.benches import for_engine
+from vtprune.harness.request.known import groups
 
 FIELDS = "checkpoint data bench metric value unit tolerance decides engine protocol source note"
 
@@ -133,8 +132,8 @@ def test_drawn_data_must_be_the_very_same(published, tmp_path):
 
 def test_the_shipped_model_has_reference_figures_of_its_own():
     """After training it again: python scripts/reference_figures.py"""
-    from vtprune.harness.checkpoint import fingerprint
     from tests.engine_tools import ROOT
+    from vtprune.harness.request.checkpoint import fingerprint
 
     wanted = f"embedded@{fingerprint(ROOT / 'models/embedded/llava')}"
     own = [row for row in rows() if row["data"].startswith("mini:")]
@@ -149,7 +148,7 @@ def rows():
 
 
 def test_published_rows_name_existing_benchmarks_metrics_and_checkpoints():
-    from vtprune.harness.known import entries
+    from vtprune.harness.request.known import entries
 
     models = [entries(CONF, "model", name) for name in groups(CONF)["model"]]
     checkpoints = {m["hub"] or m["name"] for m in models}

@@ -12,6 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.golden_llama import TinyLlama
+from tests.golden_tools import (
+    Golden,
+    assert_same_tokens,
+    crops_layout,
+    packed_image,
+    single_view,
+)
 from vtprune.methods import build, ops
 from vtprune.methods.base import ImageTokens, LayerMethod, LayerSignals, TokenMethod
 from vtprune.methods.cdpruner import greedy_dpp, question_relevance
@@ -39,14 +47,6 @@ from vtprune.methods.sparsevlm import (
 from vtprune.methods.tome import merge_rounds, merge_tokens
 from vtprune.methods.visionzip import contextual_features, contextual_tokens
 from vtprune.methods.vispruner import important_and_diverse
-from tests.golden_llama import TinyLlama
-from tests.golden_tools import (
-    Golden,
-    assert_same_tokens,
-    crops_layout,
-    packed_image,
-    single_view,
-)
 
 CHECKERS: dict[str, Callable[[Golden], None]] = {}
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from vtprune.harness import checkpoint, hub
-from vtprune.harness.data import redirect, source
-from vtprune.harness.errors import ConfigError, HarnessError
+from vtprune.harness.evaluation.data import redirect, source
+from vtprune.harness.request import checkpoint, hub
+from vtprune.harness.request.errors import ConfigError, HarnessError
 
 COMMIT = "a" * 40
 ENGINE = {"dataset": "org/data", "split": "test"}

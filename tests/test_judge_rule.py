@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vtprune.harness.judge.rule import wanted_words
+from vtprune.harness.evaluation.engines.judge_rule import wanted_words
 
 
 @pytest.mark.parametrize(

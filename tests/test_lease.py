@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from vtprune.harness import lease
+from vtprune.harness.store import lease
 
 
 def _age(folder, seconds):
@@ -64,7 +64,7 @@ def test_only_an_expired_lease_of_another_machine_is_taken_over(tmp_path):
 def test_a_killed_holder_on_this_machine_is_noticed_at_once(tmp_path, monkeypatch, job):
     if job:  # a worker that its supervisor starts again within one start of the job
         monkeypatch.setenv("SLURM_JOB_ID", job)
-    code = "import sys, time; from pathlib import Path; from vtprune.harness import lease\n"
+    code = "import sys, time; from pathlib import Path; from vtprune.harness.store import lease\n"
     code += "lease.acquire(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     child.stdout.readline()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.golden_tools import crops_layout, packed_image, single_view
 from vtprune import methods
 from vtprune.methods import MethodError, build, n_keep, ops
 from vtprune.methods.base import LayerSignals, SelectionShape
@@ -27,7 +28,6 @@ from vtprune.methods.seqprune import SequentialPrune
 from vtprune.methods.sparsevlm import split_budget
 from vtprune.methods.tome import merge_rounds, merge_tokens
 from vtprune.methods.vispruner import drop_duplicates, important_and_diverse
-from tests.golden_tools import crops_layout, packed_image, single_view
 
 seeds = st.integers(0, 10_000)
 

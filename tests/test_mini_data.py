@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from vtprune.harness.data import mini, world
+from vtprune.harness.evaluation.data import mini
+from vtprune.harness.evaluation.data.mini import world
 
 COLUMNS = {
     "textvqa": "image_id question_id question question_tokens image image_width image_height "

@@ -51,7 +51,8 @@ def run(package: Path, *command: str) -> subprocess.CompletedProcess:
 
 
 def test_an_entry_point_is_found_by_the_registry(package):
-    code = "from vtprune import methods; m = methods.build('first_tokens', ratio=0.5, power=2); print(m.name)"
+    code = "from vtprune import methods\n"
+    code += "print(methods.build('first_tokens', ratio=0.5, power=2).name)"
     done = run(package, "-c", code)
     assert done.stdout.strip() == "first_tokens", done.stderr
 

@@ -12,11 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from vtprune.harness import hub, prefetch, settings
-from vtprune.harness.benches import for_engine
-from vtprune.harness.errors import ConfigError, HarnessError
 from tests.bench_tools import config as bench_config
 from tests.engine_tools import ROOT
+from vtprune.harness.cell import prepare as settings
+from vtprune.harness.evaluation import prefetch
+from vtprune.harness.request import hub
+from vtprune.harness.request.benches import for_engine
+from vtprune.harness.request.errors import ConfigError, HarnessError
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import prefetch as script
@@ -182,7 +184,7 @@ def test_a_table_appears_only_when_it_is_the_published_one(tmp_path, website):
 def test_the_table_of_the_other_engine_is_fetched_from_its_own_address(
     tmp_path, website, monkeypatch
 ):
-    from vtprune.harness.engines import vlm_import
+    from vtprune.harness.evaluation.engines import vlm_import
 
     vlm_import.load()
     from vlmeval.dataset.image_yorn import ImageYORNDataset
@@ -195,7 +197,7 @@ def test_the_table_of_the_other_engine_is_fetched_from_its_own_address(
     (item,) = prefetch.fetch(config)
     assert item.folder == tmp_path / "MME.tsv" and item.size == 15
     bench = for_engine(config["bench"], config["engine"])
-    from vtprune.harness.data import source
+    from vtprune.harness.evaluation.data import source
 
     made = source.prepare(config["data"], bench, bench["engines"]["vlmevalkit"], tmp_path)
     assert made.identity["table"] == "MME"

@@ -9,15 +9,14 @@ import pytest
 import torch
 import yaml
 
+from tests import tiny
 from vtprune import methods
-from vtprune.harness import profile
-from vtprune.harness.cost import shapes
-from vtprune.harness.errors import ConfigError, HarnessError
-from vtprune.harness.figures import cost as figures
-from vtprune.harness.timing import run as timing_run
+from vtprune.harness.cost import profile, shapes
+from vtprune.harness.cost.timing import run as timing_run
+from vtprune.harness.reporting.figures import cost as figures
+from vtprune.harness.request.errors import ConfigError, HarnessError
 from vtprune.models import prune
 from vtprune.models.describe import describe, hf_config
-from tests import tiny
 
 pytestmark = pytest.mark.slow
 

@@ -6,13 +6,14 @@ import types
 
 import pytest
 
-from vtprune.harness import benches, cell, prompts
-from vtprune.harness.answerer import chat_inputs
-from vtprune.harness.engines import lmms_data
-from vtprune.harness.errors import ConfigError, HarnessError
-from vtprune.harness.known import entries, groups
 from tests import bench_tools as tools
 from tests import family_checkpoints
+from vtprune.harness.cell.answerer import chat_inputs
+from vtprune.harness.evaluation.engines import lmms_data
+from vtprune.harness.request import benches, prompts
+from vtprune.harness.request import identity as cell
+from vtprune.harness.request.errors import ConfigError, HarnessError
+from vtprune.harness.request.known import entries, groups
 
 
 def asked(model, engine="vlmevalkit", bench="gqa"):
@@ -77,12 +78,12 @@ def test_the_known_blocks_are_those_of_the_task_files():
     [("default", "using a single word or phrase."), ("qwen_vl", " Answer:")],
 )
 def test_lmms_eval_asks_in_the_block_of_the_policy(block, end, tmp_path):
-    from vtprune.harness.store import Journal
+    from vtprune.harness.store.journal import Journal
 
     with Journal(tmp_path / "samples.jsonl") as journal:
         job = tools.job(tmp_path, "gqa", journal, samples=2, model={"prompt": {"lmms_eval": block}})
         answerer = tools.constant()
-        from vtprune.harness import engines
+        from vtprune.harness.evaluation import engines
 
         engines.get("lmms_eval").run(job, answerer)
     assert answerer.asked[0].prompt.endswith(end)

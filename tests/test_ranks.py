@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from vtprune.harness import ranks
-from vtprune.harness.lease import Lost
-from vtprune.harness.store import Journal, read_journal
+from vtprune.harness.cell import ranks
+from vtprune.harness.store.journal import Journal, read_journal
+from vtprune.harness.store.lease import Lost
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL = ["method=random", "ratio=0.5", "bench.limit=11", "batch_size=2", "model.threads=1"]
@@ -171,7 +171,8 @@ def test_all_ranks_leave_a_cell_that_was_taken_over_from_the_first():
 
 def test_ranks_go_by_what_the_first_one_saw(tmp_path, monkeypatch):
     """A result may appear between the looks of two ranks: only one look counts."""
-    from vtprune.harness import lease, running
+    from vtprune.harness.cell import run as running
+    from vtprune.harness.store import lease
 
     seen, store = [], SimpleNamespace(folder=tmp_path, guard=None)
     monkeypatch.setattr(running, "_checked_method", lambda prepared: "method")
@@ -199,7 +200,7 @@ def test_ranks_go_by_what_the_first_one_saw(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_group_sweeps_waits_for_a_cell_held_elsewhere_and_goes_on(tmp_path):
-    from vtprune.harness import lease
+    from vtprune.harness.store import lease
 
     assert run(tmp_path).returncode == 0
     (folder,) = tmp_path.glob("runs/*/*/random-*")

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vtprune.harness.figures import geometry
-from vtprune.harness.report import page, samples
-from vtprune.harness.tables import analysis, spec
 from tests import table_tools as tools
+from vtprune.harness.reporting.figures import geometry
+from vtprune.harness.reporting.report import page, samples
+from vtprune.harness.reporting.tables import analysis, spec
 
 pytestmark = pytest.mark.slow
 

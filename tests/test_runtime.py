@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from tests import tiny
 from vtprune import methods
 from vtprune.models import prune
 from vtprune.models.errors import PruningUnsupported
@@ -15,7 +16,6 @@ from vtprune.models.families.base import VisionCapture
 from vtprune.models.oracle import masked
 from vtprune.models.record import pack_bits, unpack_bits
 from vtprune.models.signals import AttentionTap, received_attention
-from tests import tiny
 
 OPTIONS = {"random": {"ratio": 0.5}, "fastv": {"ratio": 0.5, "K": 2}}
 every_family = pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from vtprune.harness import cli, several
-from vtprune.harness.errors import ConfigError
 from tests import checkpoint_tools
+from vtprune.harness import cli
+from vtprune.harness.request import several
+from vtprune.harness.request.errors import ConfigError
 
 
 @pytest.mark.parametrize(

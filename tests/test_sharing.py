@@ -11,17 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import checkpoint_tools, family_checkpoints, tiny
+from tests.method_tools import built
 from vtprune import methods
-from vtprune.harness import cli, sharing
-from vtprune.harness.answerer import ModelAnswerer
-from vtprune.harness.engines.base import Question
-from vtprune.harness.sharing import VisionCache, shared
+from vtprune.harness import cli
+from vtprune.harness.cell import sharing
+from vtprune.harness.cell.answerer import ModelAnswerer
+from vtprune.harness.cell.sharing import VisionCache, shared
+from vtprune.harness.evaluation.engines.base import Question
 from vtprune.models import prune
 from vtprune.models.families.base import VisionCapture
 from vtprune.models.load import load
 from vtprune.models.runtime import PruningRun
-from tests import checkpoint_tools, family_checkpoints, tiny
-from tests.method_tools import built
 
 pytestmark = pytest.mark.slow
 

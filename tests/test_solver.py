@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from tests import tiny
 from vtprune import methods
 from vtprune.harness.cost import solver
-from vtprune.harness.errors import ConfigError
-from tests import tiny
+from vtprune.harness.request.errors import ConfigError
 
 DEEP = {"num_hidden_layers": 32, "num_key_value_heads": 4}
 
@@ -114,7 +114,7 @@ def test_knobs_given_by_the_user_stay(request_for):
 
 def test_a_stored_timing_of_the_model_predicts_latency(tmp_path):
     """The file the timing pass really writes, not one made up here."""
-    from vtprune.harness.timing import run
+    from vtprune.harness.cost.timing import run
 
     text = {**tiny.text_config(), "num_hidden_layers": 8}
     config = {"model_type": "llava", "image_token_index": 3, "text_config": text,

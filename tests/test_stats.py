@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from vtprune.harness import stats
+from vtprune.harness.reporting.tables import stats
 
 contingency = pytest.importorskip(
     "statsmodels.stats.contingency_tables", reason="statsmodels comes with: make test"

@@ -8,10 +8,11 @@ import shutil
 
 import pytest
 
-from vtprune.harness import cell as cells
-from vtprune.harness import checkpoint
-from vtprune.harness.errors import HarnessError
-from vtprune.harness.store import Journal, Store, drop_torn_line, read_journal, write_atomic
+from vtprune.harness.request import checkpoint
+from vtprune.harness.request import identity as cells
+from vtprune.harness.request.errors import HarnessError
+from vtprune.harness.store.cell import Store
+from vtprune.harness.store.journal import Journal, drop_torn_line, read_journal, write_atomic
 
 CONFIG = {
     "ratio": 0.9,

@@ -10,9 +10,12 @@ import sys
 
 import pytest
 
-from vtprune.harness import cli, display, lease
-from vtprune.harness.sweep import outcomes, plan, slurm, supervisor, worker
 from tests import checkpoint_tools
+from vtprune import places
+from vtprune.harness import cli
+from vtprune.harness.cell import progress as display
+from vtprune.harness.store import lease
+from vtprune.harness.sweep import outcomes, plan, slurm, supervisor, worker
 
 
 def item(number, model="a", bench="textvqa", key=None):
@@ -202,7 +205,7 @@ def test_a_held_cell_is_refused_in_one_line(checkpoint, tmp_path, capsys):
 def test_every_launcher_composes(name):
     from hydra import compose, initialize_config_dir
 
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(places.CONF), version_base="1.3"):
         config = compose("config", [f"hydra/launcher={name}"], return_hydra_config=True)
     assert config.hydra.launcher._target_.startswith("hydra_plugins.harness_launcher.")
 
@@ -218,7 +221,7 @@ def test_values_of_this_cluster_reach_the_launchers_and_no_other_run(tmp_path):
     from hydra import compose, initialize_config_dir
 
     (tmp_path / "default.yaml").write_text("cluster:\n  partition: gpu\n  mem_gb: 64\n")
-    shutil.copytree(cli.CONF, tmp_path / "conf")
+    shutil.copytree(places.CONF, tmp_path / "conf")
     (tmp_path / "conf/local").mkdir(exist_ok=True)
     (tmp_path / "default.yaml").rename(tmp_path / "conf/local/default.yaml")
     with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import checkpoint_tools
 from vtprune.harness import cli
 from vtprune.harness.sweep import status
-from tests import checkpoint_tools
 
 SAMPLES = 10
 LOCAL = {

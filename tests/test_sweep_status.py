@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from vtprune.harness import cli, lease
+from tests import table_tools as tools
+from vtprune.harness import cli
+from vtprune.harness.reporting.tables import command, lookup, spec
+from vtprune.harness.store import lease
 from vtprune.harness.sweep import outcomes as outcomes_module
 from vtprune.harness.sweep import plan as plans
 from vtprune.harness.sweep import status
 from vtprune.harness.sweep.outcomes import DONE, FAILED, RUNNING, Outcomes
-from vtprune.harness.tables import command, lookup, spec
-from tests import table_tools as tools
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE, SMALL = "mini_table2", {"bench.limit": 2, "data.samples": 8}
@@ -160,7 +161,7 @@ def test_a_worker_that_still_prepares_its_cell_is_running_until_it_dies(tmp_path
     config = {"task": "cell", "force": False}
     item = plans.Item(0, "cell 0", "gqa", config, {}, "k", str(tmp_path / "not/there/yet"))
     plan = plans.Plan(tmp_path, (item,), ((0,),))
-    code = "import sys, time; from pathlib import Path; from vtprune.harness import lease\n"
+    code = "import sys, time; from pathlib import Path; from vtprune.harness.store import lease\n"
     code += "from vtprune.harness.sweep.outcomes import RUNNING, Outcomes\n"
     code += "Outcomes(Path(sys.argv[1])).note(0, RUNNING, owner=lease.myself())\n"
     code += "print('noted', flush=True); time.sleep(60)"

@@ -14,10 +14,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vtprune.harness import lease, stats
-from vtprune.harness.cell import canonical_json
-from vtprune.harness.errors import ConfigError
-from vtprune.harness.tables import (
+from tests import table_tools as tools
+from vtprune import places
+from vtprune.harness.reporting.tables import (
     analysis,
     command,
     cost,
@@ -26,9 +25,12 @@ from vtprune.harness.tables import (
     render,
     samples,
     spec,
-    wanted,
+    stats,
 )
-from tests import table_tools as tools
+from vtprune.harness.request import compose as wanted
+from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.identity import canonical_json
+from vtprune.harness.store import lease
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +106,7 @@ def test_under_a_budget_a_stored_cell_is_found_by_its_budget(tmp_path):
 @pytest.mark.parametrize("name", spec.names())
 def test_a_cell_asks_for_what_hydra_composes(name):
     cells = spec.load(name).cells()
-    with initialize_config_dir(str(wanted.CONF), version_base="1.3"):
+    with initialize_config_dir(str(places.CONF), version_base="1.3"):
         for cell in {c.row.key: c for c in cells}.values():
             composed = OmegaConf.to_container(compose("config", cell.arguments), resolve=False)
             assert canonical_json(wanted.asked(composed)) == canonical_json(cell.asked)
@@ -112,7 +114,7 @@ def test_a_cell_asks_for_what_hydra_composes(name):
 
 @pytest.mark.parametrize("name", spec.names())
 def test_every_table_has_an_experiment_that_fills_it(name):
-    text = (wanted.CONF / "experiment" / f"{name}.yaml").read_text()
+    text = (places.CONF / "experiment" / f"{name}.yaml").read_text()
     assert f"table: {name}" in text and "override /hydra/sweeper: table" in text
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vtprune.harness.tables import command, lookup, spec
+from vtprune.harness.reporting.tables import command, lookup, spec
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from vtprune.harness.errors import ConfigError
-from vtprune.harness.tables import analysis, command, lookup, render, spec, speed
 from tests import table_tools as tools
 from tests.test_table_fill import call
+from vtprune.harness.reporting.tables import analysis, command, lookup, render, spec, speed
+from vtprune.harness.request.errors import ConfigError
 
 TABLE = "mini_table1"
 PLAIN = render.Options()

@@ -8,12 +8,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from vtprune.harness import reuse
-from vtprune.harness.cell import Cell
-from vtprune.harness.data import subset
-from vtprune.harness.errors import ConfigError
-from vtprune.harness.store import Journal, Store
-from vtprune.harness.tables import spec
+from vtprune.harness.reporting.tables import spec
+from vtprune.harness.request import subset
+from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.identity import Cell
+from vtprune.harness.store import reuse
+from vtprune.harness.store.cell import Store
+from vtprune.harness.store.journal import Journal
 
 KINDS = ["a"] * 60 + ["b"] * 30 + ["c"] * 10
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vtprune.harness import meter
-from vtprune.harness.errors import HarnessError
-from vtprune.harness.tables import frame
+from vtprune.harness.cell import meter
+from vtprune.harness.reporting.tables import frame
+from vtprune.harness.request.errors import HarnessError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
+from tests import checkpoint_tools, tiny
 from vtprune import methods
 from vtprune.harness import cli, cost
 from vtprune.harness.cost import counter, ledger
@@ -15,7 +16,6 @@ from vtprune.methods.cdpruner import greedy_dpp, question_relevance
 from vtprune.models import prune, text_tower
 from vtprune.models.errors import ModelLoadError, PruningUnsupported
 from vtprune.models.oracle import masked
-from tests import checkpoint_tools, tiny
 
 CONTEXT = 12
 QUESTIONS = ["what is red?", "how many people", "where was this photograph taken, and by whom?"]

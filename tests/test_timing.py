@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import tiny
 from vtprune import methods
 from vtprune.harness.cost import architecture_of, shapes
 from vtprune.harness.cost.ledger import kv_cache_bytes
-from vtprune.harness.errors import ConfigError
-from vtprune.harness.timing import clock, measure, predict, report, run
-from vtprune.harness.timing.samples import draw
+from vtprune.harness.cost.timing import clock, measure, predict, report, run
+from vtprune.harness.cost.timing.samples import draw
+from vtprune.harness.request.errors import ConfigError
 from vtprune.methods import TokenMethod, build
 from vtprune.methods.fastv import FastV
 from vtprune.models import prune
 from vtprune.models.load import VLM
-from tests import tiny
 
 TIMING = {"images": None, "repeats": 2, "warmup": 1, "new_tokens": 3, "batch_sizes": [1]}
 LIMITS = {"min_pixels": 64, "max_pixels": 64 * 64}  # of processors with any resolution

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from vtprune.harness.data import questions, world
-from vtprune.harness.embedded import (
+from vtprune.harness.evaluation.data.mini import questions, world
+from vtprune.training import (
     align,
     anyres,
     export,
@@ -22,7 +22,7 @@ from vtprune.harness.embedded import (
     tokens,
     tower,
 )
-from vtprune.harness.embedded.common import Budget, Run, load_state, normalise, to_tensors
+from vtprune.training.common import Budget, Run, load_state, normalise, to_tensors
 
 pytestmark = pytest.mark.slow
 

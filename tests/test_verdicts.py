@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vtprune.harness.tables import analysis, command, spec, verdicts
 from tests import table_tools
+from vtprune.harness.reporting.tables import analysis, command, spec, verdicts
 
 pytestmark = pytest.mark.slow
 

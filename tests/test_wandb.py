@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vtprune.harness import cli, loggers
-from vtprune.harness.loggers import wandb_run
 from tests import checkpoint_tools, wandb_tools
+from vtprune.harness import cli
+from vtprune.harness.cell import publish as loggers
+from vtprune.harness.reporting.tracker import run as wandb_run
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGGER = yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text())
@@ -164,7 +165,7 @@ def made(monkeypatch, *benches, ratios=(), tables=()):
     """The dashboard as plain data, made without a server."""
     pytest.importorskip("wandb_workspaces", reason="pip install -e '.[wandb]'")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    from vtprune.harness.loggers import dashboard
+    from vtprune.harness.reporting.tracker import dashboard
 
     return dashboard.spec("lab", "p", dashboard.Shown(benches, ratios, tables))
 

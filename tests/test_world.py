@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vtprune.harness.data import questions, world
+from vtprune.harness.evaluation.data.mini import questions, world
 
 LAYOUTS = ("scene", "chart", "page")
 
@@ -120,6 +120,6 @@ def test_no_torch_is_needed_to_draw():
     import subprocess
     import sys
 
-    code = "import sys, vtprune.harness.data.mini as m; m.tables('textvqa', 0, 2); " \
+    code = "import sys, vtprune.harness.evaluation.data.mini as m; m.tables('textvqa', 0, 2); " \
            "sys.exit('torch' in sys.modules)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

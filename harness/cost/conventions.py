@@ -17,32 +17,10 @@ Each convention is a function of an :class:`Architecture` and the tokens of one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from vtprune.harness.cost.architecture import Architecture, Grid
-from vtprune.harness.cost.ledger import Cost, decoder, encoder
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Token counts of one sample: images encoded, text tokens, visual tokens entering each layer.
-
-    ``crops`` is a number of encoder crops or, for native-resolution towers, the grids of the
-    images. ``visual_after`` is the number left behind the last layer; only ``fitprune`` looks at
-    it. ``merged`` are the patches merged away in front of encoder layers 1, 2, ... of a crop.
-    """
-
-    crops: int | tuple[Grid, ...]
-    text: int
-    visual: Sequence[int]
-    selection_macs: int = 0
-    visual_after: int | None = None
-    merged: Sequence[int] = ()
-
-    @property
-    def sequence(self) -> list[int]:
-        return [self.text + v for v in self.visual]
+from vtprune.harness.cost.architecture import Architecture
+from vtprune.harness.cost.ledger import Cost, Tokens, decoder, encoder
 
 
 def _cost(arch: Architecture, tokens: Tokens, head_positions: int) -> Cost:
@@ -104,6 +82,18 @@ CONVENTIONS: dict[str, Callable[[Architecture, Tokens], int]] = {
     "sparsevlm": sparsevlm,
     "fitprune": fitprune,
     "fvcore": fvcore,
+}
+
+
+#: what the conventions count, one line each
+MEANING = {
+    "flops": "two per multiply-add, every matrix product, one LM-head position",
+    "macs": "one per multiply-add, the same terms",
+    "paper_gprune": "MACs of linear layers only, LM head at every position",
+    "fastv": "visual tokens in the decoder, two of three MLP matrices, MACs",
+    "sparsevlm": "visual tokens in the decoder, all matrices, MACs",
+    "fitprune": "like sparsevlm, tokens dropped between attention and MLP",
+    "fvcore": "MACs of linear layers, one LM-head position",
 }
 
 

@@ -94,8 +94,7 @@ def count_skeleton(
 
     Args:
         model: on the meta device.
-        inputs: of the image encoder, see :func:`vtprune.harness.cost.shapes.encoder_inputs`; None where
-            there is no image.
+        inputs: of the image encoder, see :func:`.shapes.encoder_inputs`; None for no image.
         record: tells how many tokens enter each layer.
     """
     from vtprune.models.families import family_of

@@ -21,9 +21,29 @@ from vtprune.harness.cost.architecture import (
 )
 
 if TYPE_CHECKING:
-    from vtprune.harness.cost.conventions import Tokens
     from vtprune.methods.base import PruningMethod
     from vtprune.models.record import SampleRecord
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token counts of one sample: images encoded, text tokens, visual tokens entering each layer.
+
+    ``crops`` is a number of encoder crops or, for native-resolution towers, the grids of the
+    images. ``visual_after`` is the number left behind the last layer; only ``fitprune`` looks at
+    it. ``merged`` are the patches merged away in front of encoder layers 1, 2, ... of a crop.
+    """
+
+    crops: int | tuple[Grid, ...]
+    text: int
+    visual: Sequence[int]
+    selection_macs: int = 0
+    visual_after: int | None = None
+    merged: Sequence[int] = ()
+
+    @property
+    def sequence(self) -> list[int]:
+        return [self.text + v for v in self.visual]
 
 
 @dataclass(frozen=True)
@@ -162,8 +182,6 @@ def tokens(
     arch: Architecture, record: SampleRecord, selection: int = 0
 ) -> tuple[Tokens, Architecture]:
     """A record as the conventions count it, and the architecture with crops of its size."""
-    from vtprune.harness.cost.conventions import Tokens
-
     text = record.prompt_length - record.visual_tokens
     made = Tokens(
         grids_of(arch, record), text, record.visual_per_layer, selection, merged=record.merged

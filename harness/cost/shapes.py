@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from vtprune.harness.errors import ConfigError
+from vtprune.harness.request.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -216,3 +216,20 @@ def _kept(one: TokenLayout, method: Any) -> int:
     signals = {"tile_features": lambda: per_crop}
     tokens = ImageTokens(torch.zeros(len(one), 1), one, ("profile", 0), signals)
     return draw.keep(tokens).indices.numel()
+
+def architecture(model: dict[str, Any]) -> Any:
+    """A model's sizes: of its local checkpoint if it has one, else of its architecture file.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    from vtprune.models.describe import describe
+    from vtprune.models.errors import ModelLoadError
+
+    found = model.get("path") or model.get("architecture")
+    if not found:
+        raise ConfigError("model.architecture: give a file like models/architectures/*.json")
+    try:
+        return describe(found)
+    except ModelLoadError as error:
+        raise ConfigError(f"model.architecture: {error}") from error

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vtprune.harness.errors import ConfigError, unknown
+from vtprune.harness.request.errors import ConfigError, unknown
 
 TOLERANCE = 0.01  # of the target
 KINDS = ("flops", "mean_tokens", "latency")
@@ -229,13 +229,13 @@ def _edge(
 
 def _costs(config: dict[str, Any], budget: Budget) -> Callable[..., float | None]:
     """Cost of the config's method on the reference prompt: a function of ratio and options."""
-    from vtprune.harness import profile
     from vtprune.harness.cost import architecture_of, ledger, shapes
     from vtprune.harness.cost.conventions import convert
+    from vtprune.harness.request.method import build_method
     from vtprune.methods import MethodError
     from vtprune.models.describe import hf_config
 
-    described = profile.architecture(config["model"])
+    described = shapes.architecture(config["model"])
     model, text = shapes.skeleton(hf_config(described)), config["text_tokens"]
     size, limits = shapes.parse_size(config["image_size"]), described.image_processor
     arch = architecture_of(model.config)
@@ -257,7 +257,7 @@ def _costs(config: dict[str, Any], budget: Budget) -> Callable[..., float | None
     def cost(ratio: float, **changes: Any) -> float | None:
         chosen = {**config, "ratio": ratio, "method": {**config["method"], **changes}}
         try:
-            method = profile.build_method(chosen)
+            method = build_method(chosen)
         except ConfigError:
             if not changes:
                 raise  # the request is at fault, not the ratio

@@ -14,9 +14,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from vtprune.harness import provenance, ranks
-from vtprune.harness.errors import HarnessError
-from vtprune.harness.store import RETRY, stands
+from vtprune import places
+from vtprune.harness.cell import prepare, publish, ranks
+from vtprune.harness.request.check import RETRY
+from vtprune.harness.request.errors import HarnessError
+from vtprune.harness.store import provenance
+from vtprune.harness.store.cell import stands
 from vtprune.harness.sweep import plan as plans
 from vtprune.harness.sweep import slurm
 from vtprune.harness.sweep.outcomes import DONE, FAILED, Outcomes
@@ -95,10 +98,8 @@ def _note_finished(plan: plans.Plan, before: dict[int, dict[str, Any]], where: s
 
 
 def _unpublished(item: plans.Item, result: dict[str, Any]) -> bool:
-    from vtprune.harness.loggers import wandb_run
-
     logger = item.config["logger"]
-    return logger["name"] == "wandb" and not wandb_run.published(Path(result["directory"]), logger)
+    return logger["name"] == "wandb" and not publish.published(Path(result["directory"]), logger)
 
 
 def _plain(value: Any) -> Any:
@@ -110,7 +111,7 @@ def _items(
 ) -> list[plans.Item]:  # fmt: skip
     from hydra.core.hydra_config import HydraConfig
 
-    from vtprune.harness import several
+    from vtprune.harness.request import several
 
     items = []
     outer = HydraConfig.instance().cfg
@@ -145,28 +146,15 @@ def _item(number: int, overrides: str, part: Any) -> plans.Item:
     choices = {k: v for k, v in part.choices.items() if not k.startswith("hydra/")}
     key = directory = None
     if config["task"] == "cell":
-        key, directory = where(config, choices)
+        key, directory = prepare.where(config, choices)
     return plans.Item(number, overrides, part.bench, config, choices, key, directory)
 
 
-def where(
-    config: dict[str, Any], choices: dict[str, str | None]
-) -> tuple[str | None, str | None]:  # fmt: skip
-    """Key and directory of a cell as this machine sees it; what is wrong with it, the job tells."""
-    from vtprune.harness import cli, settings
-    from vtprune.harness.store import Store
-
-    try:
-        cli.check_keys(config, choices)
-        prepared = settings.prepare(config, sweep=True)
-    except Exception:  # whatever it is, the job meets it again and reports the cell as failed
-        return None, None
-    return prepared.cell.key, str(Store(prepared.results, prepared.cell).folder.absolute())
 
 
 def _here(plan: plans.Plan, options: dict[str, Any]) -> None:
-    for places in plan.jobs:
-        work(plan, places)
+    for job in plan.jobs:
+        work(plan, job)
 
 
 def _joblib(plan: plans.Plan, options: dict[str, Any]) -> None:
@@ -182,12 +170,12 @@ def _joblib(plan: plans.Plan, options: dict[str, Any]) -> None:
 def _supervised(plan: plans.Plan, job: int) -> None:
     logs = plan.folder / "logs"
     logs.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "vtprune.harness.sweep.supervisor", str(plan.folder), str(job)]
+    command = places.module("harness.sweep.supervisor", str(plan.folder), str(job))
     file = logs / f"job-{job}.log"
     with file.open("a") as log:
         done = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=slurm.ROOT, check=False,
-            env={**os.environ, JOB_LOG: str(file)},
+            command, stdout=log, stderr=subprocess.STDOUT, check=False,
+            env={**places.environment(), JOB_LOG: str(file)},
         )  # fmt: skip
     _give_up(plan, job, f"exit status {done.returncode}", str(file))
 

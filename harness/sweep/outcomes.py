@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vtprune.harness import lease
-from vtprune.harness.store import write_atomic
+from vtprune.harness.store import lease
+from vtprune.harness.store.journal import write_atomic
 
 BEAT = 20.0  # seconds between two signs of life
 DONE, FAILED, RUNNING = "done", "failed", "running"

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vtprune.harness.cell import canonical_json
-from vtprune.harness.errors import ConfigError, HarnessError
+from vtprune.harness.request.errors import ConfigError, HarnessError
+from vtprune.harness.request.identity import canonical_json
 
 FILE = "plan.json"
 GROUPINGS = ("model", "none")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtprune.harness import ranks
+from vtprune.harness.cell import ranks
 from vtprune.harness.sweep import plan as plans
 from vtprune.harness.sweep import slurm
 from vtprune.harness.sweep.outcomes import DONE, FAILED, Outcomes

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-from vtprune.harness.errors import HarnessError
+from vtprune import places
+from vtprune.harness.request.errors import HarnessError
 from vtprune.harness.sweep.plan import Plan
 from vtprune.harness.sweep.supervisor import REQUEUE
 from vtprune.harness.sweep.worker import JOB_LOG
 
-ROOT = Path(__file__).resolve().parents[2]
 JOB_FILE = "slurm-job"
 _FLAGS = {
     "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint",
@@ -41,9 +39,9 @@ def script(plan: Plan, options: dict[str, Any]) -> str:
         **(options.get("additional_parameters") or {}),
     }
     head = [f"#SBATCH --{k}" + ("" if v is None else f"={v}") for k, v in flags.items()]
-    command = shlex.join([sys.executable, "-m", "vtprune.harness.sweep.supervisor", str(plan.folder)])
+    command = shlex.join(places.module("harness.sweep.supervisor", str(plan.folder)))
     body = _BODY.format(
-        root=shlex.quote(str(ROOT)), command=command, requeue=REQUEUE,
+        root=shlex.quote(str(places.PACKAGE.parent)), command=command, requeue=REQUEUE,
         most=options["max_requeue"], job_log=JOB_LOG, logs=shlex.quote(str(logs)),
     )  # fmt: skip
     return "\n".join(["#!/bin/bash", *head, *(options.get("setup") or []), body])

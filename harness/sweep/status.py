@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtprune.harness import lease
-from vtprune.harness.errors import HarnessError
-from vtprune.harness.store import read_journal
+from vtprune.harness.request.errors import HarnessError
+from vtprune.harness.store import lease
+from vtprune.harness.store.journal import read_journal
 from vtprune.harness.sweep import plan as plans
 from vtprune.harness.sweep import slurm
 from vtprune.harness.sweep.outcomes import DONE, FAILED, RUNNING, Outcomes

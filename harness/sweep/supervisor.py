@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vtprune import places
 from vtprune.harness.sweep import plan as plans
 from vtprune.harness.sweep.outcomes import FAILED, RUNNING, Outcomes
 from vtprune.harness.sweep.worker import SOME_FAILED, log_of
@@ -44,11 +44,9 @@ def supervise(folder: Path, job: int) -> int:
 
 
 def _start(folder: Path, job: int) -> subprocess.Popen:
-    root = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, "-m", "vtprune.harness.sweep.worker", str(folder), str(job)],
-        env={**os.environ, "PYTHONPATH": path},
+        places.module("harness.sweep.worker", str(folder), str(job)),
+        env=places.environment(),
         preexec_fn=_prepare,
     )
 

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtprune.harness import lease, ranks
-from vtprune.harness.errors import HarnessError, one_line
+from vtprune.harness.cell import ranks
+from vtprune.harness.request.errors import HarnessError, one_line
+from vtprune.harness.store import lease
 from vtprune.harness.sweep import plan as plans
 from vtprune.harness.sweep.outcomes import DONE, FAILED, RUNNING, Outcomes
 
@@ -49,7 +50,7 @@ def _shared(configs: Sequence[dict[str, Any]]) -> Iterator[None]:
     if len(answering) < 2 or not sweep.get("share_vision"):
         yield
         return
-    from vtprune.harness.sharing import shared
+    from vtprune.harness.cell.sharing import shared
 
     with shared(sweep["share_gb"]):
         yield
@@ -94,9 +95,10 @@ def run_item(item: plans.Item) -> dict[str, Any] | None:
     """Run a planned cell as the command line would."""
     from omegaconf import OmegaConf
 
-    from vtprune.harness import cli, several
+    from vtprune.harness.cell import tasks
+    from vtprune.harness.request import several
 
-    return cli.run_part(
+    return tasks.run_part(
         several.Part(item.bench, OmegaConf.create(item.config), item.choices), sweep=True
     )
 
@@ -111,7 +113,7 @@ def _whereabouts(item: plans.Item) -> dict[str, str]:
     """Where the cell lies, if the machine that planned it could not tell."""
     if item.directory is not None or item.config["task"] != "cell":
         return {}
-    from vtprune.harness.sweep.launchers import where
+    from vtprune.harness.cell.prepare import where
 
     _, directory = where(item.config, item.choices)
     return {} if directory is None else {"directory": directory}

@@ -12,7 +12,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 
-from vtprune.harness.errors import ConfigError
+from vtprune.harness.request.errors import ConfigError
 
 
 class TableSweeper(BasicSweeper):
@@ -41,7 +41,11 @@ class TableSweeper(BasicSweeper):
         return [jobs[i : i + size] for i in range(0, len(jobs), size)]
 
     def _cells(self, given: dict[str, Any]) -> list[Any]:
-        from vtprune.harness.tables import controls, spec, speed  # Hydra imports this file at every start
+        from vtprune.harness.reporting.tables import (  # Hydra imports this file at every start
+            controls,
+            spec,
+            speed,
+        )
 
         fixed = ("method", "ratio", "bench", "seed")
         own = {k: v for k, v in given.items() if k in fixed}

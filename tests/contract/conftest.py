@@ -7,8 +7,8 @@ import importlib
 import pytest
 import torch
 
-from vtprune import methods
 from tests import tiny
+from vtprune import methods
 
 
 def _named(spec: str) -> str:

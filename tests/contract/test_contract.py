@@ -7,13 +7,13 @@ import dataclasses
 import pytest
 import torch
 
+from tests import tiny
+from tests.method_tools import CLS, built
 from vtprune import methods
 from vtprune.methods import LayerMethod, TokenMethod
 from vtprune.models import prune
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.oracle import masked
-from tests import tiny
-from tests.method_tools import CLS, built
 
 TOLERANCE = 1e-4
 

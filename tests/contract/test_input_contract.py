@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import family_checkpoints, tiny
 from vtprune import methods
 from vtprune.harness import cost
-from vtprune.harness.answerer import chat_inputs
+from vtprune.harness.cell.answerer import chat_inputs
 from vtprune.harness.cost import counter, ledger
-from vtprune.harness.engines.base import Question
+from vtprune.harness.evaluation.engines.base import Question
 from vtprune.models import prune
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.load import VLM
-from tests import family_checkpoints, tiny
 
 TOLERANCE = 1e-4
 SIZES = ((64, 40), (30, 64), (64, 64))  # (width, height); mosaics of two and of four crops

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.golden_tools import Golden
+from tests.test_goldens import CHECKERS
 from vtprune.methods import (
     base,
     cdpruner,
@@ -25,8 +27,6 @@ from vtprune.methods import (
 from vtprune.methods.base import LayerMethod, PruningMethod, Selection, TokenMethod
 from vtprune.methods.fastv import FastV
 from vtprune.methods.fitprune import FitPrune
-from tests.golden_tools import Golden
-from tests.test_goldens import CHECKERS
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 Mutation = Callable[[pytest.MonkeyPatch], None]

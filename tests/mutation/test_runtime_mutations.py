@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests import tiny
 from vtprune import methods
 from vtprune.methods import LayerMethod, TokenMethod
 from vtprune.models import prune, runtime
 from vtprune.models.families.llava import Llava
 from vtprune.models.oracle import masked
 from vtprune.models.packing import pack_left
-from tests import tiny
 
 TOKEN, LAYER = {"ratio": 0.5}, {"ratio": 0.5, "K": 3, "ratio_mode": "local"}
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm import sweeps
 from vtprune.harness.sweep import plan, status
 from vtprune.harness.sweep.outcomes import Outcomes
-from tests.slurm import sweeps
 
 ROOT = Path(__file__).resolve().parents[2]
 RATIOS = "0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.95"  # two of a job; see tests.slurm.methods

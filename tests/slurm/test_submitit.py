@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm import sweeps
 from vtprune.harness.sweep import plan as plans
 from vtprune.harness.sweep import status
 from vtprune.harness.sweep.outcomes import Outcomes
-from tests.slurm import sweeps
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES, LIMIT = 16, 240.0

@@ -1,0 +1,135 @@
+"""Mini benchmarks answered by the letter of an option."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vtprune.harness.evaluation.data.mini.questions import ASKERS, LETTERS, Question, with_options
+from vtprune.harness.evaluation.data.mini.rows import Table, cell, flat, pictures
+from vtprune.harness.evaluation.data.mini.world import Picture, draw
+
+PLAN = (
+    ("scene", "color"), ("scene", "shape"), ("scene", "text"), ("chart", "extreme"),
+    ("scene", "ground"), ("chart", "value"), ("scene", "sky"), ("page", "text"),
+)  # fmt: skip
+OPEN = {"color", "shape", "text", "extreme", "ground", "value", "sky"}
+TOPIC = {
+    "color": ("attribute_recognition", "finegrained_perception (instance-level)"),
+    "shape": ("object_shape", "finegrained_perception (instance-level)"),
+    "text": ("ocr", "finegrained_perception (instance-level)"),
+    "value": ("ocr", "finegrained_perception (instance-level)"),
+    "extreme": ("attribute_comparison", "finegrained_perception (cross-instance)"),
+    "ground": ("image_scene", "coarse_perception"),
+    "sky": ("image_scene", "coarse_perception"),
+}
+
+
+def _choices(bench: str, seed: int, n: int, options: tuple[int, ...]) -> list:
+    """(picture, [question with options]) pairs; `options` are the numbers of options in turn."""
+    out: list[tuple[Picture, list[Question]]] = []
+    for at, rng in pictures(bench, seed):
+        if len(out) == n:
+            break
+        layout, asker = PLAN[len(out) % len(PLAN)]
+        picture = draw(at, layout)
+        q = ASKERS[asker](picture, rng)
+        if q is None or q.kind not in OPEN:
+            continue
+        count = min(options[len(out) % len(options)], 3 if q.kind == "sky" else 5)
+        out.append((picture, [with_options(q, picture, rng, count)]))
+    return out
+
+
+def mmbench_features():
+    from datasets import Features, Image, Value
+
+    s = Value("string")
+    return Features({
+        "index": Value("int64"), "question": s, "hint": s, "answer": s, "A": s, "B": s, "C": s,
+        "D": s, "category": s, "image": Image(), "source": s, "L2-category": s, "comment": s,
+        "split": s,
+    })  # fmt: skip
+
+
+def _mmbench(seed: int, n: int, config: str, hint: str | None) -> list[Table]:
+    rows: list[dict[str, Any]] = []
+    for i, p, q in flat(_choices("mmbench", seed, n, (4, 3, 2, 4))):
+        category, level = TOPIC[q.kind]
+        cells = {LETTERS[k]: q.options[k] if k < len(q.options) else "nan" for k in range(4)}
+        rows.append({
+            "index": i + 1, "question": q.text, "hint": hint, "answer": q.letter, **cells,
+            "category": category, "image": cell(p), "source": "drawn", "L2-category": level,
+            "comment": "nan", "split": "dev",
+        })  # fmt: skip
+    return [Table(config, "dev", rows, mmbench_features)]
+
+
+def mmbench_en(seed: int, n: int) -> list[Table]:
+    return _mmbench(seed, n, "en", "nan")
+
+
+def mmbench_cn(seed: int, n: int) -> list[Table]:
+    """The English questions; only the instruction that the engine appends is Chinese."""
+    return _mmbench(seed, n, "cn", None)
+
+
+def scienceqa_features():
+    from datasets import Features, Image, List, Value
+
+    s = Value("string")
+    return Features({
+        "image": Image(), "question": s, "choices": List(s), "answer": Value("int8"), "hint": s,
+        "task": s, "grade": s, "subject": s, "topic": s, "category": s, "skill": s, "lecture": s,
+        "solution": s,
+    })  # fmt: skip
+
+
+def scienceqa(seed: int, n: int) -> list[Table]:
+    """Two to five options. FULL holds the same rows and a few without a picture."""
+    rows: list[dict[str, Any]] = []
+    hint = ("", "Look at the image.", "")
+    for i, p, q in flat(_choices("scienceqa", seed, n, (2, 3, 4, 5))):
+        rows.append({
+            "image": cell(p), "question": q.text, "choices": list(q.options),
+            "answer": q.options.index(q.answer), "hint": hint[i % 3], "task": "closed choice",
+            "grade": "grade2", "subject": "natural science", "topic": "drawn world",
+            "category": TOPIC[q.kind][0], "skill": q.kind, "lecture": "", "solution": "",
+        })  # fmt: skip
+    bare = [
+        {**rows[i], "image": None, "hint": "", "question": "Which of these is a color?",
+         "choices": pair, "answer": i % 2, "category": "text only", "skill": "text only"}
+        for i, pair in enumerate((["red", "circle"], ["star", "green"], ["blue", "square"],
+                                  ["cross", "pink"]))
+        if i < len(rows)
+    ]  # fmt: skip
+    return [
+        Table("ScienceQA-IMG", "test", rows, scienceqa_features),
+        Table("ScienceQA-FULL", "test", rows + bare, scienceqa_features),
+    ]
+
+
+def seedbench_features():
+    from datasets import Features, Image, List, Value
+
+    s = Value("string")
+    return Features({
+        "answer": s, "choice_a": s, "choice_b": s, "choice_c": s, "choice_d": s, "data_id": s,
+        "data_type": s, "image": List(Image()), "question": s, "question_id": s,
+        "question_type_id": Value("int16"), "segment": List(Value("int64")),
+    })  # fmt: skip
+
+
+def seedbench(seed: int, n: int) -> list[Table]:
+    """Four options each, single pictures only."""
+    rows: list[dict[str, Any]] = []
+    number = {"ground": 1, "sky": 1, "shape": 2, "color": 3, "extreme": 3, "text": 9, "value": 9}
+    plan = [x for x in _choices("seedbench", seed, 3 * n, (4,)) if len(x[1][0].options) == 4]
+    for i, p, q in flat(plan[:n]):
+        rows.append({
+            "answer": q.letter,
+            **{f"choice_{k}": q.options["abcd".index(k)] for k in "abcd"},
+            "data_id": f"drawn_{i}", "data_type": "image", "image": [cell(p)],
+            "question": q.text, "question_id": str(i), "question_type_id": number[q.kind],
+            "segment": [],
+        })  # fmt: skip
+    return [Table("data", "test", rows, seedbench_features)]

@@ -1,0 +1,105 @@
+"""All finished cells as one pandas frame, and the small table printed after a run. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vtprune.harness.reporting.tables import gate
+
+COLUMNS = (
+    "model", "method", "ratio", "bench", "data", "score", "n", "failed", "visual_tokens",
+    "visual_kept", "removal", "macs", "macs_pct", "samples_per_s", "unit", "metric", "engine",
+    "judge", "gate", "finished", "key", "directory",
+)  # fmt: skip
+
+
+def row(result: dict[str, Any]) -> dict[str, Any]:
+    """One result.json as one row of the frame."""
+    counters = result["counters"]
+    macs, full = (counters["macs"] or {}).get("total"), counters["macs_full"]
+    return {
+        **{k: result[k] for k in ("model", "method", "ratio", "bench", "data", "score")},
+        "n": result["n_samples"],
+        "failed": result["n_failed"],
+        **{k: counters[k] for k in ("visual_tokens", "visual_kept", "removal")},
+        "macs": macs,
+        "macs_pct": 100 * macs / full if macs and full else None,
+        "samples_per_s": counters["accuracy_pass"]["samples_per_s"],
+        "judge": result.get("judge"),
+        "gate": gate.status(result),
+        **{k: result[k] for k in ("unit", "metric", "engine", "finished", "key", "directory")},
+    }
+
+
+def read(results: Path) -> pd.DataFrame:
+    """Every finished cell below ``results/runs``; set-aside and unfinished ones are left out."""
+    found = []
+    for file in sorted((Path(results) / "runs").glob("*/*/*/result.json")):
+        found.append(row({**json.loads(file.read_text()), "directory": str(file.parent)}))
+    return frame(found)
+
+
+def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a frame with the usual columns and order."""
+    made = pd.DataFrame(list(rows), columns=list(COLUMNS))
+    order = ["model", "bench", "data", "engine", "ratio", "method"]
+    return made.sort_values(order, ignore_index=True)
+
+
+def display(cells: pd.DataFrame) -> pd.DataFrame:
+    """The columns people read, formatted.
+
+    A failed sample puts a ``!`` behind the score, a baseline that is not confirmed a ``†``.
+    """
+    shown = pd.DataFrame()
+    shown["model"] = cells["model"]
+    shown["method"] = cells["method"]
+    shown["ratio"] = cells["ratio"].map("{:g}".format)
+    shown["bench"] = cells["bench"]
+    shown["data"] = cells["data"]
+    if (cells["engine"] != "lmms_eval").any():  # other prompts, other scorers: another number
+        shown["engine"] = cells["engine"]
+    marks = cells["failed"].map(lambda n: "!" if n else "")
+    marks += [_gate_mark(*pair) for pair in zip(cells["method"], cells["gate"], strict=True)]
+    shown["score"] = cells["score"].map("{:.2f}".format) + marks
+    answered = cells["n"] - cells["failed"]
+    shown["n"] = [
+        f"{a}/{n}" if a != n else str(n) for a, n in zip(answered, cells["n"], strict=True)
+    ]
+    tokens = zip(cells["visual_tokens"], cells["visual_kept"], strict=True)
+    shown["visual tokens"] = [_tokens(before, after) for before, after in tokens]
+    shown["removed"] = cells["removal"].map(lambda r: "-" if pd.isna(r) else f"{100 * r:.1f} %")
+    shown["MACs"] = cells["macs_pct"].map(lambda p: "-" if pd.isna(p) else f"{p:.1f} %")
+    shown["samples/s"] = cells["samples_per_s"].map(lambda s: "-" if pd.isna(s) else f"{s:.1f}")
+    return shown
+
+
+def _gate_mark(method: str, status: str) -> str:
+    return "" if method == "none" else gate.mark(status)
+
+
+def _tokens(before: float, after: float) -> str:
+    return "-" if pd.isna(before) else f"{before:.0f} -> {after:.1f}"
+
+
+def text(cells: pd.DataFrame) -> str:
+    """The readable table."""
+    return display(cells).to_string(index=False)
+
+
+def notes(cells: pd.DataFrame) -> list[str]:
+    """What a reader of the table must know."""
+    lines = []
+    if (cells["data"] == "mini").any():
+        lines.append("data=mini: drawn stand-in images, not the benchmark; compare rows only.")
+    if (cells["failed"] > 0).any():
+        lines.append("!: some samples failed; the score is over the answered ones.")
+    if (cells["judge"] == "rule").any():
+        lines.append("MMBench, MM-Vet: answers judged by rule, not by a language model.")
+    lines += gate.explanations(cells.loc[cells["method"] != "none", "gate"])
+    return lines

@@ -1,0 +1,189 @@
+"""The baseline gate: is the unpruned model where others found it?
+
+A pruned score means something relative to a baseline one can believe. After an unpruned run its
+metrics are compared with the published ones (``results/published/baselines.csv``); a pruned row
+whose baseline is missing, off, or not comparable with anything published carries a mark in tables.
+No torch here: tables read only the store.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vtprune import places
+from vtprune.harness.request.identity import canonical_json
+
+PUBLISHED = places.PUBLISHED
+MARK = "†"
+PASSED, FAILED, PARTIAL, UNKNOWN, NOT_RUN = "passed", "failed", "partial", "unknown", "not run"
+_MEANING = {
+    FAILED: "the unpruned run is outside the tolerance of the published numbers",
+    PARTIAL: "the unpruned run covers a part of the benchmark or has failed samples",
+    UNKNOWN: "no comparable published number for this model and benchmark",
+    NOT_RUN: "no unpruned run with the same settings (run it with method=none)",
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One published number. ``metrics`` are alternatives when the source does not say which."""
+
+    metrics: tuple[str, ...]
+    value: float
+    unit: str
+    tolerance: float
+    decides: bool
+    protocol: str
+    source: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A reference beside the nearest measured value."""
+
+    reference: Reference
+    metric: str
+    measured: float
+
+    @property
+    def within(self) -> bool:
+        return abs(self.measured - self.reference.value) <= self.reference.tolerance + 1e-9
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says about one unpruned result."""
+
+    status: str
+    comparisons: tuple[Comparison, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The verdict for people, the deciding numbers first."""
+        ordered = sorted(self.comparisons, key=lambda c: not c.reference.decides)
+        told = [_told(comparison) for comparison in ordered]
+        reason = f": {_MEANING[self.status]}" if self.status in _MEANING else ""
+        return [f"baseline gate: {self.status}{reason}", *told]
+
+
+def _told(comparison: Comparison) -> str:
+    reference = comparison.reference
+    off = comparison.measured - reference.value
+    if not reference.decides:
+        verdict = "for information"
+    else:
+        verdict = "within" if comparison.within else "OUTSIDE"
+        verdict += f" {reference.tolerance:g}"
+    note = f"; {reference.note}" if reference.note else ""
+    return (
+        f"  {comparison.metric}: measured {comparison.measured:.2f}, published "
+        f"{reference.value:.2f} {reference.unit} ({off:+.2f}, {verdict}) "
+        f"[{reference.source}, {reference.protocol}{note}]"
+    )
+
+
+def judge(result: Mapping[str, Any], published: Path = PUBLISHED) -> Verdict:
+    """The verdict on an unpruned result of the store.
+
+    A number decides if its protocol is ours. One deciding number within its tolerance is enough:
+    the literature quotes more than one baseline for some models.
+    """
+    known = _published(published)
+    where = (result.get("checkpoint_id"), _data(result), result["bench"], result["engine"])
+    measured = {
+        name: value * result["scales"][name]
+        for name, value in result["metrics"].items()
+        if name in result.get("scales", {})
+    }
+    compared = []
+    for reference in known.get(where, ()):
+        there = [name for name in reference.metrics if name in measured]
+        if there:
+            nearest = min(there, key=lambda name: abs(measured[name] - reference.value))
+            compared.append(Comparison(reference, nearest, measured[nearest]))
+    return Verdict(_status(result, compared), tuple(compared))
+
+
+def _data(result: Mapping[str, Any]) -> str:
+    """The data's name in the published files; drawn data only count if they are the very same."""
+    if result["data"] != "mini":
+        return str(result["data"])
+    return f"mini:{result['identity'].get('data', {}).get('content')}"
+
+
+def _status(result: Mapping[str, Any], compared: Iterable[Comparison]) -> str:
+    deciding = [comparison for comparison in compared if comparison.reference.decides]
+    if not deciding:
+        return UNKNOWN
+    asked = result["identity"]["bench"]
+    part = any(asked.get(key) is not None for key in ("limit", "indices", "subset"))
+    if part or result["n_failed"]:
+        return PARTIAL
+    return PASSED if any(comparison.within for comparison in deciding) else FAILED
+
+
+@cache
+def _published(folder: Path) -> dict[tuple[Any, ...], list[Reference]]:
+    found: dict[tuple[Any, ...], list[Reference]] = {}
+    for file in sorted(folder.glob("*baselines.csv")):
+        with file.open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                where = (row["checkpoint"], row["data"], row["bench"], row["engine"])
+                found.setdefault(where, []).append(_reference(row))
+    return found
+
+
+def _reference(row: Mapping[str, str]) -> Reference:
+    return Reference(
+        metrics=tuple(row["metric"].split("|")),
+        value=float(row["value"]),
+        unit=row["unit"],
+        tolerance=float(row["tolerance"]),
+        decides=row["decides"] == "yes",
+        protocol=row["protocol"],
+        source=row["source"],
+        note=row["note"],
+    )
+
+
+def is_baseline(result: Mapping[str, Any]) -> bool:
+    """True for an unpruned run."""
+    return result["identity"]["method"] == {"name": "none"}
+
+
+def baseline_key(result: Mapping[str, Any]) -> str:
+    """Key of the unpruned cell with the same model, data, engine, batch and precision."""
+    identity = {**result["identity"], "method": {"name": "none"}}
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def status(result: Mapping[str, Any], published: Path = PUBLISHED) -> str:
+    """Gate status of a stored result, through the unpruned cell it belongs to.
+
+    That cell lies beside it in the store, under the key it must have; nothing else is searched.
+    """
+    if not is_baseline(result):
+        beside = Path(result["directory"]).parent / f"none-0-{baseline_key(result)[:8]}"
+        try:
+            result = json.loads((beside / "result.json").read_text())
+        except FileNotFoundError:
+            return NOT_RUN
+    return judge(result, published).status
+
+
+def mark(status: str) -> str:
+    """What stands behind a pruned score whose baseline is not confirmed."""
+    return "" if status == PASSED else MARK
+
+
+def explanations(statuses: Iterable[str]) -> list[str]:
+    """What the mark means, one line for each reason that occurs."""
+    there = set(statuses)
+    return [f"{MARK} {_MEANING[s]}." for s in _MEANING if s in there]

@@ -1,0 +1,127 @@
+"""Per-sample records of a cell as statistics need them, read from its journal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vtprune.harness.reporting.tables import stats
+from vtprune.harness.store.journal import read_journal
+
+# MME's score is over these only; the other four categories are its cognition part.
+MME_PERCEPTION = frozenset(
+    ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark",
+     "artwork", "OCR")
+)  # fmt: skip
+_TOLERANCE = 0.011  # of a recomputed score, in its unit
+_FACTORS = (1.0, 10.0, 100.0, 1000.0)  # e.g. OCRBench counts points of 1000
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Answered samples of one cell in the order of their rows."""
+
+    bench: str
+    score: float
+    ids: tuple[int, ...]
+    scores: np.ndarray
+    images: tuple[Any, ...]
+    answers: tuple[str | None, ...]
+    categories: tuple[str, ...]
+
+    @property
+    def clusters(self) -> np.ndarray:
+        """0 .. C-1 per sample; equal for questions about one image."""
+        return stats.clusters_of(self.images)
+
+    def statistic(self) -> stats.Statistic | None:
+        """The cell's score as a function of its samples; None if they do not add up to it."""
+        if not len(self.ids):
+            return None
+        if self.bench == "mme":
+            made = stats.mme(self.scores > 0, self.clusters, self.categories)
+            return made if self._is_score(made.observed()) else None
+        for factor in _FACTORS:
+            made = stats.mean_of(self.scores, self.clusters, factor)
+            if self._is_score(made.observed()):
+                return made
+        return None
+
+    def _is_score(self, value: float) -> bool:
+        return math.isclose(value, self.score, abs_tol=_TOLERANCE)
+
+
+@lru_cache(maxsize=512)
+def load(folder: Path, bench: str, score: float, _stamp: int = 0) -> Samples:
+    """The scored samples of a finished cell. ``_stamp`` is its journal's time of change."""
+    latest = {entry["doc_id"]: entry for entry in read_journal(folder / "samples.jsonl")}
+    entries = [latest[doc] for doc in sorted(latest)]
+    counted = [e for e in entries if not e["error"] and e.get("score") is not None]
+    if bench == "mme":
+        counted = [e for e in counted if _category(e) in MME_PERCEPTION]
+    return Samples(
+        bench,
+        score,
+        tuple(e["doc_id"] for e in counted),
+        np.array([e["score"] for e in counted], dtype=float),
+        tuple(_image(e) for e in counted),
+        tuple(e["answer"] for e in counted),
+        tuple(_category(e) for e in counted),
+    )
+
+
+def of(result: Mapping[str, Any]) -> Samples:
+    """The samples behind a stored result."""
+    folder = Path(result["directory"])
+    stamp = (folder / "samples.jsonl").stat().st_mtime_ns
+    return load(folder, result["bench"], result["score"], stamp)
+
+
+def _image(entry: Mapping[str, Any]) -> Any:
+    name = entry.get("image_id")
+    return entry["doc_id"] if name is None else str(name)
+
+
+def _category(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("question_id", "")).partition("/")[0]
+
+
+def same_questions(cells: Sequence[Samples]) -> bool:
+    """True if all cells answered the same rows of the same images."""
+    first = cells[0]
+    return all(c.ids == first.ids and c.images == first.images for c in cells)
+
+
+def mean_statistic(cells: Sequence[Samples]) -> stats.Statistic | None:
+    """The mean score of several runs on the same samples (the seeds of one row)."""
+    made = [cell.statistic() for cell in cells]
+    if any(m is None for m in made) or not same_questions(cells):
+        return None
+    parts = [m for m in made if m is not None]
+    edges = np.cumsum([m.terms.shape[1] for m in parts])[:-1]
+
+    def value(sums: np.ndarray) -> np.ndarray:
+        split = np.split(sums, edges, axis=-1)
+        return np.mean([m.value(s) for m, s in zip(parts, split, strict=True)], axis=0)
+
+    return stats.Statistic(np.concatenate([m.terms for m in parts], axis=1), value)
+
+
+def compare(first: Sequence[Samples], second: Sequence[Samples]) -> stats.Paired | None:
+    """Test of two rows, each one run or several seeds; None if they cannot be compared."""
+    if not same_questions([*first, *second]):
+        return None
+    a, b = mean_statistic(first), mean_statistic(second)
+    if a is None or b is None:
+        return None
+    draws = stats.DRAWS if len(a.terms) <= 5000 else 1000
+    scores = [np.mean([c.scores for c in cells], axis=0) for cells in (first, second)]
+    return stats.compare_statistics(
+        a, b, *scores, first[0].clusters, plain_mean=first[0].bench != "mme", draws=draws
+    )

@@ -1,0 +1,70 @@
+"""Hydra's errors in one line, with the nearest existing name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from vtprune.harness.request import known
+from vtprune.harness.request.errors import did_you_mean, one_line, unknown
+
+
+def explain(error: Exception, argv: Sequence[str], conf: Path) -> str | None:
+    """One line for an error of config composition; None if the error is of another kind."""
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing_choice(error.missing_cfg_file, error.options or [])
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return None
+    if found := re.search(r"Could not override '([^']+)'", str(error)):
+        return _unknown_key(found[1], argv, conf)
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", str(error)):
+        return f"{found[1]} names several values: add -m to run one cell for each"
+    if found := re.search(r"Missing mandatory value: (\S+)", str(error)):
+        key = getattr(error, "full_key", "") or found[1]
+        return f"{key} must be given, e.g. {key}=..."
+    return one_line(error).partition(": ")[2] or one_line(error)
+
+
+def _missing_choice(file: str, options: Sequence[str]) -> str:
+    group, _, choice = str(file).removesuffix(".yaml").rpartition("/")
+    return unknown(group or "config", choice, options)
+
+
+def _unreadable(override: str | None) -> str:
+    shown = override or "?"
+    if "=" not in shown:
+        return f"cannot read '{shown}': expected key=value, e.g. method=gprune"
+    return f"cannot read '{shown}': quote lists and special characters, e.g. 'bench.indices=[0,5]'"
+
+
+def _unknown_key(key: str, argv: Sequence[str], conf: Path) -> str:
+    choices = known.defaults(conf)
+    for argument in argv:
+        name, _, value = argument.partition("=")
+        if name in choices and "," not in value:
+            choices[name] = value
+    return unknown_option(key, known.keys(conf, choices), choices)
+
+
+def unknown_option(key: str, valid: Sequence[str], choices: dict[str, str | None]) -> str:
+    """One line for a key that does not exist."""
+    group, dot, option = key.partition(".")
+    if dot and group in choices:
+        own = [k.removeprefix(f"{group}.") for k in valid if k.startswith(f"{group}.")]
+        if group == "method" and option in ("ratio", "seed"):
+            return f"{option} is an option of its own: write {option}=... instead of {key}=..."
+        if group == "method" and choices[group] == "custom":
+            return f"options of your own method class need a plus: write +{key}=..."
+        if group == "method":
+            own = [k for k in own if k not in ("name", "_target_")]
+            return unknown(f"option of method {choices[group]}", option, own)
+        return unknown(f"option of {group}", option, own)
+    top = [k for k in valid if "." not in k]
+    near = (not dot and did_you_mean(key, top)) or did_you_mean(key, valid)
+    return f"unknown option '{key}'{near} (`python run.py --help` lists them)"

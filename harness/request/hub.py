@@ -1,0 +1,194 @@
+"""The Hugging Face hub: is it needed, is it there, which commit is meant.
+
+One quick question is asked before anything heavy is imported, so that a machine without a network
+gets one line at once instead of half a minute of retries.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vtprune.harness.request.errors import ConfigError, HarnessError
+
+TIMEOUT_S = 2.5
+_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+def offline() -> bool:
+    """True when the user told the Hugging Face libraries to stay off the network."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in names)
+
+
+def home() -> Path:
+    """The Hugging Face cache directory, by the libraries' own rule."""
+    base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("HF_HOME", f"{base}/huggingface")).expanduser()
+
+
+def _models_cache() -> Path:
+    return Path(os.environ.get("HF_HUB_CACHE", home() / "hub")).expanduser()
+
+
+def _datasets_cache() -> Path:
+    return Path(os.environ.get("HF_DATASETS_CACHE", home() / "datasets")).expanduser()
+
+
+def _token() -> str | None:
+    if os.environ.get("HF_TOKEN"):
+        return os.environ["HF_TOKEN"]
+    file = Path(os.environ.get("HF_TOKEN_PATH", home() / "token")).expanduser()
+    return file.read_text().strip() if file.is_file() else None
+
+
+class NotFetched(ConfigError):
+    """Something is neither here nor within reach; ``instead`` is another way than fetching it."""
+
+    def __init__(self, text: str, instead: str) -> None:
+        super().__init__(f"{text}; {instead.removeprefix('or ')}")
+        self.text, self.instead = text, instead
+
+    def with_command(self, command: str) -> ConfigError:
+        """The same, naming the command that fetches it."""
+        return ConfigError(f"{self.text}; where there is a network run `{command}`, {self.instead}")
+
+
+class Unreachable(Exception):
+    """The hub did not answer (no network, offline mode, or a server error)."""
+
+
+def _get(path: str, shown: str) -> dict[str, Any]:
+    """JSON from the hub. ``Unreachable`` without a network, ConfigError for a wrong or gated id."""
+    if offline():
+        raise Unreachable("offline mode is on")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    request = urllib.request.Request(f"{endpoint}/{path}")
+    if token := _token():
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        return _in_time(request)
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise ConfigError(
+                f"hub: no access to {shown} (HTTP {error.code}): the id does not exist or is "
+                "gated; accept its licence on the hub and run `hf auth login`"
+            ) from error
+        if error.code == 404:
+            raise ConfigError(f"hub: {shown} does not exist (HTTP 404)") from error
+        raise Unreachable(f"HTTP {error.code}") from error
+    except (OSError, ValueError) as error:
+        raise Unreachable(str(getattr(error, "reason", error))) from error
+
+
+def _in_time(request: urllib.request.Request) -> dict[str, Any]:
+    """The JSON answer, or TimeoutError; a name lookup has no time limit of its own."""
+    outcome: list[Any] = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+                outcome.append(json.load(answer))
+        except Exception as error:  # handed to the caller below
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT_S)
+    if not outcome:
+        raise TimeoutError("no answer")
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def model_config(repo: str, revision: str | None) -> tuple[dict[str, Any], str | None]:
+    """config.json and commit of a hub model, from the local cache if it is complete."""
+    cached = _cached_model(repo, revision)
+    if cached is not None:
+        return json.loads((cached / "config.json").read_text()), cached.name
+    shown = f"model {repo}"
+    try:
+        info = _get(f"api/models/{repo}/revision/{revision or 'main'}", shown)
+        config = _get(f"{repo}/resolve/{info['sha']}/config.json", shown)
+    except Unreachable as error:
+        raise NotFetched(
+            f"{shown} is not in the local cache and the hub cannot be reached ({error})",
+            "or give a local copy: model.path=DIR",
+        ) from error
+    return config, info["sha"]
+
+
+def _cached_model(repo: str, revision: str | None) -> Path | None:
+    base = _models_cache() / f"models--{repo.replace('/', '--')}"
+    ref = base / "refs" / (revision or "main")
+    commit = ref.read_text().strip() if ref.is_file() else (revision or "")
+    folder = base / "snapshots" / commit
+    complete = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    return folder if commit and complete else None
+
+
+def download_model(repo: str, revision: str | None) -> Path:
+    """Folder with the model's files; only what is missing is fetched."""
+    cached = _cached_model(repo, revision)
+    if cached is not None and not _missing_shards(cached):
+        return cached
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES))
+    except OSError as error:
+        raise HarnessError(f"model {repo}: download failed: {error}") from error
+
+
+def _missing_shards(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    names = set(json.loads(index.read_text())["weight_map"].values())
+    return sorted(name for name in names if not (folder / name).exists())
+
+
+def configs(engine: dict[str, Any]) -> list[str | None]:
+    """Configs of the data set that a benchmark reads: its own, and one of images if it has one."""
+    images = engine.get("images")
+    return [engine.get("config"), *([images["config"]] if images else [])]
+
+
+def dataset_commit(
+    dataset: str, revision: str | None, names: Sequence[str | None] = ()
+) -> tuple[str, str | None]:
+    """Commit of a hub data set, and a note if only the copy in the local cache can be had.
+
+    The copy counts only if all configs in ``names`` are in it.
+    """
+    try:
+        info = _get(f"api/datasets/{dataset}/revision/{revision or 'main'}", f"data set {dataset}")
+        return info["sha"], None
+    except Unreachable as error:
+        cached = _cached_dataset(dataset, revision, names)
+        if cached:
+            # The libraries would try again for 20 s a data set; they read this when imported.
+            os.environ["HF_HUB_OFFLINE"] = "1"
+            return cached, f"hub not reachable: {dataset} is the cached commit {cached[:8]}"
+        raise NotFetched(
+            f"data=hub: {dataset} is not in the local cache and the hub cannot be reached "
+            f"({error})",
+            "or use data=mini",
+        ) from error
+
+
+def _cached_dataset(dataset: str, revision: str | None, names: Sequence[str | None]) -> str | None:
+    base = _datasets_cache() / dataset.replace("/", "___")
+    found = [p for p in base.glob("*/*/*/dataset_info.json") if len(p.parent.name) == 40]
+    if revision:
+        found = [p for p in found if p.parent.name == revision]
+    there = {(p.parts[-4], p.parent.name) for p in found}
+    whole = [p for p in found if all((n or "default", p.parent.name) in there for n in names)]
+    return max(whole, key=lambda p: p.stat().st_mtime).parent.name if whole else None

@@ -1,0 +1,188 @@
+"""A cell: everything that determines the answers of one run, and the key made from it.
+
+The key changes when, and only when, something that can change an answer changes. Where files lie,
+how a table calls things, how the progress is shown: none of that is part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from vtprune.harness.request import benches, prompts, subset
+from vtprune.harness.request.errors import ConfigError
+
+INSTALL = {
+    "lmms_eval": "run: pip install -e .",
+    "vlmevalkit": "run: pip install -e '.[vlmeval]' and then "
+    "pip install --no-deps ms-vlmeval==0.0.20",
+}
+FORMAT = 1  # raise when the meaning of the identity changes
+_ANSWERING_PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "pillow")
+BUDGETS = ("flops", "mean_tokens", "latency")
+_ENGINE_PACKAGES = {"lmms_eval": ("lmms_eval",), "vlmevalkit": ("ms-vlmeval", "vlmeval")}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: ``identity`` determines the answers, ``labels`` name things for people.
+
+    Attributes:
+        identity: nested, JSON-able; hashed into :attr:`key`.
+        labels: model, method, ratio, bench and data as shown in tables and directory names.
+    """
+
+    identity: dict[str, Any]
+    labels: dict[str, Any] = field(compare=False)
+
+    @property
+    def canonical(self) -> str:
+        """The identity as JSON with sorted keys and no spaces."""
+        return canonical_json(self.identity)
+
+    @property
+    def key(self) -> str:
+        """sha256 of the canonical identity."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    @property
+    def key8(self) -> str:
+        """First eight digits of the key, used in the directory name."""
+        return self.key[:8]
+
+    @property
+    def directory(self) -> str:
+        """Path below ``results/runs``: ``<bench>/<model>/<method>-<ratio>-<key8>``."""
+        names = self.labels
+        return f"{names['bench']}/{names['model']}/{names['method']}-{names['ratio']}-{self.key8}"
+
+
+def canonical_json(value: Any) -> str:
+    """JSON that is equal for equal values: sorted keys, no spaces, 1 and 1.0 alike."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def versions(engine: str) -> dict[str, str]:
+    """Versions of the packages that can change an answer or its score."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {name: version(name).partition("+")[0] for name in _ANSWERING_PACKAGES}
+    for name in _ENGINE_PACKAGES[engine]:  # the first one installed: they are names of one package
+        try:
+            return {**found, name: version(name).partition("+")[0]}
+        except PackageNotFoundError:
+            continue
+    raise ConfigError(f"engine={engine} is not installed; {INSTALL[engine]}")
+
+
+def make(
+    config: dict[str, Any],
+    *,
+    checkpoint: str,
+    model_type: str,
+    runtime: dict[str, Any],
+    data: dict[str, Any],
+    clip: str | None = None,
+) -> Cell:
+    """The cell of a resolved config.
+
+    Args:
+        config: composed config as plain containers, ratio already resolved to a number.
+        checkpoint: fingerprint of the checkpoint files.
+        model_type: its architecture.
+        runtime: what will be used, from ``vtprune.harness.request.device.resolve``.
+        data: identity of the data source.
+        clip: fingerprint of the text tower's checkpoint, if the method reads the question with one.
+    """
+    bench, engine = config["bench"], config["engine"]["name"]
+    identity = {
+        "format": FORMAT,
+        **asked(config),
+        "model": {
+            "checkpoint": checkpoint,
+            "model_type": model_type,
+            "device": runtime["device"].partition(":")[0],
+            "dtype": runtime["dtype"],
+            "attention": runtime["attention"],
+            "threads": runtime["threads"],  # the order of a sum, hence its last bits
+            **({"clip": clip} if clip else {}),
+        },
+        "data": data,
+        "versions": versions(engine),
+    }
+    labels = {
+        "model": config["model"]["name"],
+        "method": _method_label(config["method"]),
+        "ratio": f"{config['ratio']:g}",
+        "bench": bench["name"],
+        "data": data["source"],
+        "engine": engine,
+    }
+    return Cell(identity, labels)
+
+
+def asked(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of the identity that the request alone determines, wherever it is run."""
+    bench, engine = config["bench"], config["engine"]["name"]
+    return {
+        "method": method_identity(config),
+        "bench": {
+            "name": bench["name"],
+            "task": bench["engines"][engine]["task"],
+            "limit": bench.get("limit"),
+            "indices": bench.get("indices"),
+            **subset.identity(bench),
+            **benches.scoring(bench, engine),
+        },
+        "engine": engine,
+        **({"system": text} if (text := prompts.system(config["model"])) else {}),
+        "decoding": dict(config["decoding"]),
+        "batch_size": config["batch_size"],
+    }
+
+
+def method_identity(config: dict[str, Any]) -> dict[str, Any]:
+    """A method with all its options, as cells and timings are keyed by it."""
+    name = config["method"].get("_target_") or config["method"]["name"]
+    if config["ratio"] == 0:
+        # Nothing is removed, so no option of the method can matter: one baseline for all.
+        return {"name": "none"} if name == "none" else {"name": name, "ratio": 0}
+    return {"name": name, **method_options(config)}
+
+
+def method_options(config: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for ``methods.build``: the group's entries plus ratio and seed."""
+    own = {k: v for k, v in config["method"].items() if k not in ("name", "_target_")}
+    return {**own, "ratio": config["ratio"], "seed": config["seed"]}
+
+
+def budget(config: dict[str, Any]) -> dict[str, Any] | None:
+    """What a ratio was solved from, with the prompt it was solved on; None without a budget."""
+    given = config.get("budget") or {}
+    if not any(given.get(kind) is not None for kind in BUDGETS):
+        return None
+    asked_for = {k: v for k, v in given.items() if v is not None and k != "moved_from"}
+    return {**asked_for, **{k: config.get(k) for k in ("image_size", "text_tokens")}}
+
+
+def moved_from(config: dict[str, Any]) -> dict[str, Any]:
+    """Options of the method that its budget moved, as they were asked for."""
+    return dict((config.get("budget") or {}).get("moved_from") or {})
+
+
+def _method_label(method: dict[str, Any]) -> str:
+    """Name in tables and paths: the configured one, or the class of an outside method."""
+    target = method.get("_target_")
+    return str(target).rpartition(".")[2] if target else method["name"]

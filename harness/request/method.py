@@ -1,0 +1,54 @@
+"""The method that a config names, built and checked before a model is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.identity import method_options
+
+#: visual tokens so many that rounding decides nothing: only the depth of the model is asked about
+MANY = 10_000
+
+
+def build_method(config: dict[str, Any]) -> Any:
+    """The method object of a config, by name or by ``_target_``."""
+    from vtprune import methods
+
+    target = config["method"].get("_target_")
+    try:
+        if not target:
+            return methods.build(config["method"]["name"], **method_options(config))
+        return methods.build(_locate(target), **method_options(config))
+    except methods.MethodError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_schedule(method: Any, model: dict[str, Any]) -> None:
+    """Refuse a removal that this depth of model cannot reach, before the model is loaded."""
+    from vtprune import methods
+
+    layers = model.get("text_config", model).get("num_hidden_layers")
+    if layers is None or not isinstance(method, methods.LayerMethod):
+        return  # not every config.json spells its depth out; the first sample will tell then
+    try:
+        method.checked_schedule(layers, n_visual=MANY)
+    except methods.MethodError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _locate(target: str) -> Any:
+    from hydra.utils import get_class
+
+    from vtprune import methods
+
+    try:
+        found = get_class(target)
+    except (ImportError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"method._target_: cannot import {target}: {reason}") from error
+    except Exception as error:  # hydra wraps whatever the user's module raises while importing
+        raise ConfigError(f"method._target_: cannot import {target}: {error}") from error
+    if not issubclass(found, methods.PruningMethod):
+        raise ConfigError(f"method._target_: {target} is not a methods.PruningMethod")
+    return found

@@ -1,0 +1,50 @@
+"""How a model wants its questions worded: the ``prompt`` entry of conf/model, one word per engine.
+
+Both engines word some questions differently for some models. Which wording a model gets is the
+model's policy, checked before anything is loaded, and part of a cell's identity.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vtprune.harness.request.errors import ConfigError, unknown
+
+#: names of the prompt blocks in lmms-eval's task files for our benchmarks, and VLMEvalKit's styles
+CHOICES = {
+    "lmms_eval": ("default", "qwen_vl", "plm", "gpt4v", "idefics2", "otterhd", "xcomposer2_4khd"),
+    "vlmevalkit": ("generic", "llava", "qwen2vl"),
+}
+PLAIN = {"lmms_eval": "default", "vlmevalkit": "generic"}
+
+
+def policy(model: dict[str, Any]) -> dict[str, Any]:
+    """The model's policy with everything it leaves out filled in: the engines' plain wording.
+
+    Raises:
+        ConfigError: an engine or a wording that does not exist.
+    """
+    given = dict(model.get("prompt") or {})
+    for key in given:
+        if key not in (*CHOICES, "system"):
+            raise ConfigError(unknown("model.prompt entry", key, (*CHOICES, "system")))
+    for engine, choices in CHOICES.items():
+        wording = given.setdefault(engine, PLAIN[engine])
+        if wording not in choices:
+            raise ConfigError(unknown(f"model.prompt.{engine}", str(wording), choices))
+    system = given.setdefault("system", None)
+    if system is not None and (not isinstance(system, str) or not system.strip()):
+        raise ConfigError("model.prompt.system must be a text, or null for the template's own")
+    return given
+
+
+def wording(model: dict[str, Any], engine: str) -> str | None:
+    """What the engine is told: a style, a block, or None where it is the engine's plain one."""
+    chosen = str(policy(model)[engine])
+    return None if chosen == PLAIN[engine] else chosen
+
+
+def system(model: dict[str, Any]) -> str | None:
+    """The system message in front of every conversation; None: as the chat template has it."""
+    found = policy(model)["system"]
+    return None if found is None else str(found)

@@ -1,0 +1,114 @@
+"""One directory per cell: resolved config, a journal of samples, the result written last.
+
+    cell.yaml       config, identity and versions, written first
+    samples.jsonl   one line per answered sample, appended with a single write each
+    result.json     written by atomic rename when everything is done; its existence means done
+    log.txt         what the libraries had to say
+
+After kill -9 the journal ends in at most one torn line, which is dropped; every other line is a
+sample that need not be answered again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from vtprune.harness.request.check import RETRY
+from vtprune.harness.request.identity import Cell, canonical_json
+from vtprune.harness.store.journal import line, read_journal, unguarded, write_atomic
+
+
+def stands(result: dict[str, Any], force: bool | str) -> bool:
+    """True if a stored result is not to be computed again under this value of ``force``."""
+    if force == RETRY:
+        return not result["n_failed"]
+    return not force
+
+
+class Store:
+    """The directory of one cell."""
+
+    def __init__(self, results: Path, cell: Cell) -> None:
+        self.cell = cell
+        self.folder = Path(results) / "runs" / cell.directory
+        # Called before anything is written; raises when another process has taken the cell over.
+        self.guard: Callable[[], None] = unguarded
+
+    @property
+    def result_file(self) -> Path:
+        return self.folder / "result.json"
+
+    @property
+    def journal_file(self) -> Path:
+        return self.folder / "samples.jsonl"
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "log.txt"
+
+    def result(self) -> dict[str, Any] | None:
+        """The stored result, or None while the cell is not finished."""
+        try:
+            return json.loads(self.result_file.read_text())
+        except FileNotFoundError:
+            return None
+
+    def open(self, config: dict[str, Any], *, fresh: bool = False) -> None:
+        """Create the directory and ``cell.yaml``; with ``fresh`` set an earlier run aside.
+
+        Nothing that took hours is deleted: earlier files move to ``previous-<time>/``.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            self._set_aside()
+        import yaml
+
+        content = {"key": self.cell.key, "identity": self.cell.identity, "config": config}
+        text = yaml.safe_dump(json.loads(canonical_json(content)), sort_keys=False)
+        write_atomic(self.folder / "cell.yaml", text)
+
+    def _set_aside(self) -> None:
+        files = [self.result_file, self.journal_file, self.log_file]
+        if not any(file.exists() for file in files):
+            return
+        aside = self.folder / time.strftime("previous-%Y%m%d-%H%M%S")
+        aside.mkdir(exist_ok=True)
+        for file in files:
+            if file.exists():
+                file.rename(aside / file.name)
+
+    def reopen(self) -> None:
+        """Make a finished cell an interrupted one; its result is set aside, its answers stay."""
+        aside = self.folder / time.strftime("previous-%Y%m%d-%H%M%S")
+        aside.mkdir(exist_ok=True)
+        self.result_file.rename(aside / self.result_file.name)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Journal entries in the order written; the last entry of a sample wins."""
+        latest: dict[int, dict[str, Any]] = {}
+        for entry in read_journal(self.journal_file):
+            latest[entry["doc_id"]] = entry
+        return list(latest.values())
+
+    def finish(self, samples: Iterable[dict[str, Any]], result: dict[str, Any]) -> None:
+        """Replace the journal by the scored samples, then write the result."""
+        self.guard()
+        lines = "".join(line(entry) for entry in samples)
+        write_atomic(self.journal_file, lines)
+        write_atomic(self.result_file, json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+
+
+
+
+
+
+
+
+
+
