@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
-from vtprune.harness.evaluation.data import mini
+from vtprune.harness.evaluation.data import mini, source
 from vtprune.harness.evaluation.data.mini import world
 
 COLUMNS = {
@@ -125,3 +126,15 @@ def test_words_are_held_out():
 def test_unknown_name_is_one_line():
     with pytest.raises(ValueError, match="no mini benchmark 'tetvqa'"):
         mini.build("tetvqa", None)
+
+
+@pytest.mark.parametrize("name", ["mini/glyphs.npz", "mini/questions.py", "tables.py"])
+def test_a_changed_generator_never_serves_old_rows(name, tmp_path, monkeypatch):
+    """Whatever a drawn picture is made of is in the name of the folder it is kept in."""
+    here = tmp_path / "data"
+    shutil.copytree(source._HERE, here)
+    monkeypatch.setattr(source, "_HERE", here)
+    before = source._stamp(0, 8)
+    with (here / name).open("ab") as stream:
+        stream.write(b"\n")
+    assert source._stamp(0, 8) != before

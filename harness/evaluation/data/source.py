@@ -127,12 +127,10 @@ def _publish(build: Path, root: Path) -> None:
 
 def _stamp(seed: int, samples: int | None) -> str:
     """Hash of the generator itself, so that a changed generator never serves old rows."""
-    files = [*sorted(_HERE.glob("*.py")), *sorted(_HERE.glob("*.npz"))]
-    files += sorted((_HERE / "mini").rglob("*.py"))
+    files = [*sorted((_HERE / "mini").rglob("*.py")), *sorted((_HERE / "mini").glob("*.npz"))]
     digest = hashlib.sha256(json.dumps([seed, samples]).encode())
-    for file in files:
-        if file.name not in ("source.py", "redirect.py"):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for file in [*files, _HERE / "tables.py"]:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:10]
 
 
