@@ -1,6 +1,7 @@
 """Visual-token pruning methods: one file per method, tensors in, kept indices out."""
 
 from vtprune.methods.base import (
+    EncoderMethod,
     ImageTokens,
     InputMethod,
     LayerMethod,
@@ -17,6 +18,7 @@ from vtprune.methods.base import (
 from vtprune.methods.registry import available, build, get, register
 
 __all__ = [
+    "EncoderMethod",
     "ImageTokens",
     "InputMethod",
     "LayerMethod",

@@ -91,6 +91,11 @@ class TokenLayout:
         """bool ``[n]``: row-end tokens."""
         return self.tile == -1
 
+    def only(self, indices: Tensor) -> TokenLayout:
+        """The layout of some of the tokens, ``indices [k]`` sorted; views keep their grids."""
+        names = ("tile", "patch", "view", "row", "col")
+        return dataclasses.replace(self, **{name: getattr(self, name)[indices] for name in names})
+
     def inverse(self) -> Tensor:
         """``[tiles, patches]`` packed index of every encoder token, -1 where it was cut away."""
         patches = self.patch_grid[0] * self.patch_grid[1]
@@ -177,6 +182,19 @@ class ImageTokens:
                 f"{', '.join(sorted(self.signals)) or 'none'})"
             )
         return self.signals[name]()
+
+    def after(self, kept: Selection) -> ImageTokens:
+        """The image as it is once only ``kept`` is left of it; signals stay per encoder token."""
+        if kept.features is None and len(kept.indices) == len(self.layout):
+            return self
+        features = self.features[kept.indices] if kept.features is None else kept.features
+        pack = self.pack
+        if pack is not None:
+            def pack(x: Tensor, whole: Callable[[Tensor], Tensor] = pack) -> Tensor:
+                return whole(x)[kept.indices.to(x.device)]
+        return dataclasses.replace(
+            self, features=features, layout=self.layout.only(kept.indices.cpu()), pack=pack
+        )
 
 
 @dataclass(frozen=True)
@@ -317,6 +335,8 @@ class PruningMethod:
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     stage: ClassVar[Literal["none", "input", "projector", "vision", "layer", "compose"]] = "none"
+    #: where a part acts: on the picture, between encoder layers, before or inside the LLM
+    place: ClassVar[Literal["nowhere", "picture", "encoder", "tokens", "layers"]] = "nowhere"
     needs: ClassVar[tuple[str, ...]] = ()
     merges: ClassVar[bool] = False
     query_aware: ClassVar[bool] = False
@@ -339,6 +359,37 @@ class PruningMethod:
 
     def _check_ratio(self) -> None:
         in_range(self, "ratio", 0.0, 1.0, high_open=True)
+
+    @property
+    def parts(self) -> tuple[PruningMethod, ...]:
+        """What this method is made of, in the order it acts: a plain method is its only part.
+
+        Parts are plain, never compositions. There may be several that act before the language
+        model (``place`` encoder or tokens; :meth:`keep` of the whole asks them in turn), and one
+        inside it at most.
+        """
+        return (self,)
+
+    def part(self, place: str) -> PruningMethod | None:
+        """The first part that acts at ``place``, or None."""
+        return next((one for one in self.parts if one.place == place), None)
+
+    def keep(self, image: ImageTokens) -> Selection:
+        """Packed indices (sorted) of one image's tokens that stay, rewritten features if merged.
+
+        Every part that acts before the language model is asked in turn about what is left.
+        """
+        device = image.features.device
+        kept = Selection(torch.arange(len(image.layout), device=device))
+        for one in self.parts:
+            if one is self or one.place not in ("encoder", "tokens") or one.ratio == 0:
+                continue
+            picked = one.keep(image.after(kept))
+            features = picked.features
+            if features is None and kept.features is not None:
+                features = kept.features[picked.indices]
+            kept = Selection(kept.indices[picked.indices], features)
+        return kept
 
     def replace(self, **changes: Any) -> PruningMethod:
         """A copy with some options changed."""
@@ -380,6 +431,7 @@ class TokenMethod(PruningMethod):
     padding: Literal["drop", "keep"] = "drop"
 
     stage: ClassVar[Literal["none", "projector", "vision", "layer"]] = "projector"
+    place = "tokens"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -569,6 +621,47 @@ class TokenMethod(PruningMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderMethod(PruningMethod):
+    """A method that merges patches between the layers of the encoder.
+
+    The tower runs on fewer and fewer patches; what is left returns to the places of its
+    representatives, and the empty places are dropped before the language model.
+
+    Attributes:
+        newline: row-end tokens are kept (``keep``) or removed (``drop``, ``candidate``).
+    """
+
+    newline: Literal["keep", "drop", "candidate"] = "keep"
+
+    stage: ClassVar[Literal["none", "projector", "vision", "layer"]] = "vision"
+    place = "encoder"
+    needs: ClassVar[tuple[str, ...]] = ("merge_slots",)
+    merges: ClassVar[bool] = True
+
+    def plan(self, n_layers: int, n_patches: int) -> list[int]:
+        """Patches merged away in front of each of ``n_layers`` encoder layers.
+
+        Raises:
+            MethodError: the ratio cannot be met.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define plan")
+
+    def merge(self, state: ops.Merged, keys: Tensor, q: int) -> ops.Merged:
+        """One crop with ``q`` patches fewer, by head-mean ``keys [n, c]`` of the layer before."""
+        raise NotImplementedError(f"{type(self).__name__} must define merge")
+
+    def keep(self, image: ImageTokens) -> Selection:
+        """The tokens whose places are not empty, and row ends as ``newline`` says."""
+        if self.ratio == 0:
+            return Selection(torch.arange(len(image.layout), device=image.features.device))
+        layout, slots = image.layout, image.signal("merge_slots")
+        alive = slots[layout.tile.clamp(min=0), layout.patch] & ~layout.newline.to(slots.device)
+        if self.newline == "keep":
+            alive = alive | layout.newline.to(slots.device)
+        return Selection(torch.nonzero(alive).squeeze(1).to(image.features.device))
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputMethod(PruningMethod):
     """A control that changes the picture before anything is encoded.
 
@@ -578,6 +671,7 @@ class InputMethod(PruningMethod):
     """
 
     stage: ClassVar[Literal["none", "input", "projector", "vision", "layer"]] = "input"
+    place = "picture"
 
     def grid(self, rows: int, cols: int, square: bool) -> tuple[int, int] | None:
         """Grid of tokens to ask for in place of ``rows x cols``; None leaves the picture out.
@@ -605,6 +699,7 @@ class LayerMethod(PruningMethod):
     """A method that drops tokens inside the language model, during prefill."""
 
     stage: ClassVar[Literal["none", "projector", "vision", "layer"]] = "layer"
+    place = "layers"
     needs: ClassVar[tuple[str, ...]] = ("last_row",)
 
     def _check_nominal(self, labels: Sequence[int]) -> None:

@@ -1,38 +1,46 @@
-"""Two methods in a row: one before the language model, one inside it."""
+"""Several methods in a row: between encoder layers, before the language model, inside it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from vtprune.methods.base import (
-    LayerMethod,
     MethodError,
     PruningMethod,
     SelectionShape,
-    TokenMethod,
     choice,
     in_range,
 )
 from vtprune.methods.registry import build, register
 
+#: places in the order in which a run comes by them, in words
+PLACES = {
+    "encoder": "between encoder layers",
+    "tokens": "before the language model",
+    "layers": "inside the language model",
+}
+
 
 @register("compose")
 @dataclass(frozen=True, kw_only=True)
 class Compose(PruningMethod):
-    """Chains a method before the language model and one inside it, such as VisPruner and FastV.
+    """Chains methods that act one after another, such as VisPruner and then FastV.
 
-    The first keeps ``1 - r1`` of the tokens, the second removes the mean fraction ``r2`` of those
-    that are left, so that together ``1 - ratio = (1 - r1)(1 - r2)``. A combination of ours, which
-    several papers report under names of their own; no release defines it. Both parts follow one
-    convention for positions, ``compact`` as VisPruner's release has it.
+    Each part removes the (mean) fraction ``r`` of the tokens that the parts before it left, so that
+    together ``1 - ratio`` is the product of ``1 - r``. A combination of ours, which several papers
+    report under names of their own; no release defines it. All parts follow one convention for
+    positions, ``compact`` as VisPruner's release has it.
 
     Attributes:
-        first, then: names of the two methods.
-        first_ratio: r1; None = both remove alike, ``1 - sqrt(1 - ratio)``.
+        first, then: names of the two methods, one before the language model and one inside it.
+        first_ratio: r of the first; None = both remove alike, ``1 - sqrt(1 - ratio)``.
         first_options, then_options: options of either method.
+        parts: in place of the five above a list of any length, of names with options, such as
+            ``[{name: divprune, ratio: 0.5}, {name: fastv, K: 3}]``. Parts without a ratio share
+            what is left to remove. A part may be a composition itself.
     """
 
     positions: Literal["original", "compact"] = "compact"
@@ -41,6 +49,7 @@ class Compose(PruningMethod):
     first_ratio: float | None = None
     first_options: Mapping[str, Any] = field(default_factory=dict)
     then_options: Mapping[str, Any] = field(default_factory=dict)
+    parts: Any = field(default=None, metadata={"extra": True})  # as given; then the built ones
 
     title = "Compose"
     paper = "a combination; see its parts"
@@ -50,55 +59,164 @@ class Compose(PruningMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         choice(self, "ratio_mode", ("mean",))
+        object.__setattr__(self, "_given", self.parts)
+        made = self._listed() if self.parts is not None else self._two()
+        object.__setattr__(self, "parts", tuple(part for one in made for part in one.parts))
+        self._check_order()
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "parts": self._given}  # type: ignore[attr-defined]
+
+    def replace(self, **changes: Any) -> PruningMethod:
+        return type(self)(**{**self.options(), **changes})
+
+    def _two(self) -> list[PruningMethod]:
         if self.first_ratio is not None:
             in_range(self, "first_ratio", 0.0, self.ratio or 1.0)
-        if not isinstance(self.token_method, TokenMethod):
-            raise MethodError(f"compose: first={self.first} does not act before the language model")
-        if not isinstance(self.layer_method, LayerMethod):
-            raise MethodError(f"compose: then={self.then} does not act inside the language model")
+        for name, options in (("first", self.first_options), ("then", self.then_options)):
+            if "ratio" in options:
+                raise MethodError(f"compose: {name}_options.ratio has no effect; use first_ratio")
+        first, second = self._shares([self.first_ratio, None])
+        one = self._part(f"first={self.first}", self.first, first, self.first_options)
+        two = self._part(f"then={self.then}", self.then, second, self.then_options)
+        before, inside = ("encoder", "tokens"), ("layers",)
+        for part, key, places in ((one, "first", before), (two, "then", inside)):
+            if any(inner.place not in places for inner in part.parts):
+                raise MethodError(
+                    f"compose: {key}={getattr(self, key)} does not act {PLACES[places[-1]]}"
+                )
+        return [one, two]
 
-    @property
-    def ratios(self) -> tuple[float, float]:
-        """Removed by the first, and by the second of what the first left."""
-        first = self.first_ratio
-        if first is None:
-            first = 1 - math.sqrt(1 - self.ratio)
-        return first, 1 - (1 - self.ratio) / (1 - first)
+    def _listed(self) -> list[PruningMethod]:
+        given = self.parts
+        if isinstance(given, str) or not isinstance(given, Sequence) or not given or not all(
+            isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in given
+        ):
+            raise MethodError(
+                f"compose: parts={given!r} must be a list like [{{name: vispruner}}, "
+                "{name: fastv, K: 3}]"
+            )
+        defaults = Compose.__dataclass_fields__
+        changed = [k for k in ("first", "then", "first_ratio", "first_options", "then_options")
+                   if getattr(self, k) not in (defaults[k].default, {})]  # fmt: skip
+        if changed:
+            raise MethodError(f"compose: give parts or {changed[0]}, not both")
+        shares = self._shares([one.get("ratio") for one in given])
+        return [
+            self._part(
+                f"part {number} ({one['name']})", one["name"], share,
+                {k: v for k, v in one.items() if k not in ("name", "ratio")},
+            )
+            for number, (one, share) in enumerate(zip(given, shares, strict=True), start=1)
+        ]  # fmt: skip
 
-    def _part(self, name: str, ratio: float, options: Mapping[str, Any]) -> PruningMethod:
+    def _shares(self, given: Sequence[Any]) -> list[float]:
+        """What each part removes of what reaches it; None shares alike what is left to remove."""
+        for number, ratio in enumerate(given, start=1):
+            number_given = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
+            if ratio is not None and not (number_given and 0 <= ratio < 1):
+                raise MethodError(f"compose: ratio={ratio!r} of part {number} is not in [0, 1)")
+        kept = math.prod(1 - ratio for ratio in given if ratio is not None)
+        free = sum(ratio is None for ratio in given)
+        left = (1 - self.ratio) / kept
+        if left > 1 + 1e-9 or (not free and left < 1 - 1e-9):
+            raise MethodError(
+                f"compose: the ratios of the parts remove {1 - kept:.6g} together, not ratio="
+                f"{self.ratio:g}; leave one of them out"
+            )
+        shares = []
+        for ratio in given:
+            if ratio is None:
+                root = math.sqrt(left) if free == 2 else left ** (1 / free)
+                ratio = 1 - min(1.0, root)
+                left, free = left / (1 - ratio), free - 1
+            shares.append(float(ratio))
+        return shares
+
+    def _part(
+        self, label: str, name: str, ratio: float, options: Mapping[str, Any]
+    ) -> PruningMethod:
         common = {"rounding": self.rounding, "compute_dtype": self.compute_dtype}
         common |= {"positions": self.positions, "seed": self.seed, "ratio": ratio}
         try:
-            return build(name, **{**common, **options})
+            part = build(name, **{**common, **options})
         except MethodError as error:
-            part = "first" if options is self.first_options else "then"
-            raise MethodError(f"compose: {part}={name}: {error}") from error
+            raise MethodError(f"compose: {label}: {error}") from error
+        for option, wanted in (("positions", self.positions), ("ratio_mode", "mean"),
+                               ("nominal", None)):  # fmt: skip
+            found = getattr(part, option, wanted)
+            if found != wanted:
+                hint = f"; use method.positions={found}" if option == "positions" else ""
+                raise MethodError(
+                    f"compose: {label}: {option}={found} cannot be kept, all parts follow "
+                    f"{option}={wanted}{hint}"
+                )
+        return part
+
+    def _check_order(self) -> None:
+        order = list(PLACES)
+        for before, part in zip((None, *self.parts), self.parts, strict=False):
+            if part.place not in PLACES:
+                raise MethodError(f"compose: {part.name} cannot be a part; run it by itself")
+            if before is None:
+                continue
+            was, now = order.index(before.place), order.index(part.place)
+            if now < was or (now == was and part.place != "tokens"):
+                raise MethodError(
+                    f"compose: {part.name} acts {PLACES[part.place]} and cannot follow "
+                    f"{before.name}, which acts {PLACES[before.place]}"
+                )
+        tokens = [part for part in self.parts if part.place in ("encoder", "tokens")]
+        for number, part in enumerate(tokens[1:], start=1):
+            if getattr(part, "scope", None) == "per_tile":
+                raise MethodError(
+                    f"compose: {part.name} has no whole crops behind {tokens[number - 1].name}; "
+                    "use scope=per_view"
+                )
+            merged = [one.name for one in tokens[:number] if one.merges]
+            if merged and set(part.needs) - {"fg_mask"}:
+                raise MethodError(
+                    f"compose: {part.name} reads the encoder ({', '.join(part.needs)}), which says "
+                    f"nothing of the tokens that {merged[0]} merged"
+                )
 
     @property
-    def token_method(self) -> PruningMethod:
-        return self._part(self.first, self.ratios[0], self.first_options)
+    def redecide(self) -> bool:
+        """Whether a part chooses again at every decoding step."""
+        return any(getattr(part, "redecide", False) for part in self.parts)
 
     @property
-    def layer_method(self) -> PruningMethod:
-        return self._part(self.then, self.ratios[1], self.then_options)
+    def merges(self) -> bool:  # type: ignore[override]
+        return any(part.merges for part in self.parts)
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (*self.token_method.needs, *self.layer_method.needs)
+        return tuple(name for part in self.parts for name in part.needs)
 
     @property
     def query_aware(self) -> bool:  # type: ignore[override]
-        return self.token_method.query_aware or self.layer_method.query_aware
+        return any(part.query_aware for part in self.parts)
+
+    @property
+    def token_method(self) -> PruningMethod | None:
+        return self.part("tokens")
+
+    @property
+    def layer_method(self) -> PruningMethod | None:
+        return self.part("layers")
 
     def count(self, n: int, ratio: float | None = None) -> int:
         """Tokens of a graph of ``n`` that the first part leaves."""
-        return self.token_method.count(n, ratio)
+        return self.parts[0].count(n, ratio)
 
     def max_mean_ratio(self, n_layers: int) -> float:
         """Largest mean removal over ``n_layers`` layers at this division."""
-        inner = getattr(self.layer_method, "max_mean_ratio", lambda n: 1.0)(n_layers)
-        return 1 - (1 - self.ratios[0]) * (1 - inner)
+        kept = 1.0
+        for part in self.parts:
+            inside = part.place == "layers" and hasattr(part, "max_mean_ratio")
+            kept *= 1 - (part.max_mean_ratio(n_layers) if inside else part.ratio)  # type: ignore[attr-defined]
+        return 1 - kept
 
     def cost(self, shape: SelectionShape) -> int:
-        """Both parts; the second works on what the first left."""
-        return self.token_method.cost(shape) + self.layer_method.cost(shape)
+        """All parts; those inside the language model work on what the others left."""
+        return sum(part.cost(shape) for part in self.parts)

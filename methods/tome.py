@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from vtprune.methods import ops
 from vtprune.methods.base import (
+    EncoderMethod,
     ImageTokens,
     MethodError,
+    PruningMethod,
     Selection,
     SelectionShape,
     TokenMethod,
@@ -81,6 +84,54 @@ def merge_round(state: Merged, metric: Tensor, q: int) -> tuple[Merged, Tensor]:
     return Merged(features, size, place[state.group], state.representative[order]), metric
 
 
+@dataclass(frozen=True, kw_only=True)
+class ToMeInTower(EncoderMethod):
+    """``tome`` with ``placement=vision_encoder``: a few patches in front of every encoder layer.
+
+    Attributes:
+        per_round: most patches merged in front of a layer; None = as even as layers allow.
+    """
+
+    per_round: int | None = None
+
+    name = "tome"
+    title = "ToMe"
+    paper = "arXiv:2210.09461"
+
+    def plan(self, n_layers: int, n_patches: int) -> list[int]:
+        """Patches merged away in front of each of ``n_layers`` encoder layers.
+
+        As even as whole numbers allow, or ``per_round`` until enough are gone.
+
+        Raises:
+            MethodError: ``per_round`` is too small, or layers are too few, for the ratio.
+        """
+        left = n_patches - self.count(n_patches)
+        plan, n = [], n_patches
+        for layer in range(n_layers):
+            share = -(-left // (n_layers - layer)) if self.per_round is None else self.per_round
+            plan.append(min(left, n // 2, share))
+            left, n = left - plan[-1], n - plan[-1]
+        if left:
+            raise MethodError(
+                f"tome: {n_layers} encoder layers leave {n} of {n_patches} patches at least, "
+                f"{self.count(n_patches)} are wanted; use a larger per_round or a lower ratio"
+            )
+        return plan
+
+    def merge(self, state: Merged, keys: Tensor, q: int) -> Merged:
+        """``q`` patches of one crop merged by the similarity of ``keys [n, c]``."""
+        return merge_round(state, keys, q)[0]
+
+    def cost(self, shape: SelectionShape) -> int:
+        """(n / 2)^2 d per layer on n patches."""
+        total, n = 0, shape.patches
+        for q in shape.merged:
+            total += (n // 2) * (n - n // 2) * shape.vision_head if q else 0
+            n -= q
+        return total * shape.tiles
+
+
 @register("tome")
 @dataclass(frozen=True, kw_only=True)
 class ToMe(TokenMethod):
@@ -140,43 +191,27 @@ class ToMe(TokenMethod):
         return ("vision_keys",) if self.metric == "clip_keys" else ()
 
     @property
+    def parts(self) -> tuple[PruningMethod, ...]:
+        """The method itself, or the one that works in the tower."""
+        if not self.merges_in_encoder:
+            return (self,)
+        names = [f.name for f in dataclasses.fields(ToMeInTower)]
+        return (ToMeInTower(**{name: getattr(self, name) for name in names}),)
+
+    @property
     def merges_in_encoder(self) -> bool:
         return self.placement == "vision_encoder"
 
     def encoder_plan(self, n_layers: int, n_patches: int) -> list[int]:
-        """Patches merged away in front of each of ``n_layers`` encoder layers.
-
-        As even as whole numbers allow, or ``per_round`` until enough are gone.
-
-        Raises:
-            MethodError: ``per_round`` is too small, or layers are too few, for the ratio.
-        """
-        left = n_patches - self.count(n_patches)
-        plan, n = [], n_patches
-        for layer in range(n_layers):
-            share = -(-left // (n_layers - layer)) if self.per_round is None else self.per_round
-            plan.append(min(left, n // 2, share))
-            left, n = left - plan[-1], n - plan[-1]
-        if left:
-            raise MethodError(
-                f"tome: {n_layers} encoder layers leave {n} of {n_patches} patches at least, "
-                f"{self.count(n_patches)} are wanted; use a larger per_round or a lower ratio"
-            )
-        return plan
+        """``plan`` of the part in the tower."""
+        return self.parts[0].plan(n_layers, n_patches)
 
     def encoder_merge(self, state: Merged, keys: Tensor, q: int) -> Merged:
-        """``q`` patches of one crop merged by the similarity of ``keys [n, c]``."""
-        return merge_round(state, keys, q)[0]
+        """``merge`` of the part in the tower."""
+        return self.parts[0].merge(state, keys, q)
 
     def keep(self, image: ImageTokens) -> Selection:
-        if not self.merges_in_encoder or self.ratio == 0:
-            return super().keep(image)
-        layout, slots = image.layout, image.signal("merge_slots")
-        alive = slots[layout.tile.clamp(min=0), layout.patch] & ~layout.newline.to(slots.device)
-        if self.newline == "keep":
-            alive = alive | layout.newline.to(slots.device)
-        indices = torch.nonzero(alive).squeeze(1).to(image.features.device)
-        return Selection(indices, image.features[indices])
+        return self.parts[0].keep(image) if self.merges_in_encoder else super().keep(image)
 
     def select(self, view: View, k: int) -> Selection:
         metric = view.signal("vision_keys") if self.metric == "clip_keys" else None
@@ -188,13 +223,9 @@ class ToMe(TokenMethod):
 
     def cost(self, shape: SelectionShape) -> int:
         """(n / 2)^2 d per round on n tokens."""
-        total = 0
         if self.merges_in_encoder:
-            n = shape.patches
-            for q in shape.merged:
-                total += (n // 2) * (n - n // 2) * shape.vision_head if q else 0
-                n -= q
-            return total * shape.tiles
+            return self.parts[0].cost(shape)
+        total = 0
         for n, kept in zip(shape.views, shape.kept, strict=True):
             for q in merge_rounds(n, kept, self.per_round):
                 total += (n // 2) * (n - n // 2) * shape.width

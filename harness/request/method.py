@@ -29,10 +29,11 @@ def check_schedule(method: Any, model: dict[str, Any]) -> None:
     from vtprune import methods
 
     layers = model.get("text_config", model).get("num_hidden_layers")
-    if layers is None or not isinstance(method, methods.LayerMethod):
+    inside = method.part("layers")
+    if layers is None or inside is None:
         return  # not every config.json spells its depth out; the first sample will tell then
     try:
-        method.checked_schedule(layers, n_visual=MANY)
+        inside.checked_schedule(layers, n_visual=MANY)
     except methods.MethodError as error:
         raise ConfigError(str(error)) from error
 
