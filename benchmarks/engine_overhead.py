@@ -81,8 +81,8 @@ def main() -> int:
 
 def measure(bench: str, engine: str, repeat: int) -> tuple[float, float]:
     """Milliseconds per sample and per run, medians over repetitions after a warm-up."""
-    config = known.entries(ROOT / "conf", "bench", bench)
-    options = known.entries(ROOT / "conf", "engine", engine)
+    config = known.entries("bench", bench)
+    options = known.entries("engine", engine)
     if config is None or options is None:
         raise SystemExit(f"error: no bench={bench} or no engine={engine}")
     config = benches.for_engine(config, options)

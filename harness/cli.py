@@ -12,18 +12,17 @@ from typing import Any
 
 import hydra
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vtprune import places
 from vtprune.harness.cell import tasks
-from vtprune.harness.request import explain, several
+from vtprune.harness.request import explain, resolvers, several  # noqa: F401
 from vtprune.harness.request.errors import ConfigError, HarnessError, one_line
 from vtprune.models.errors import ModelLoadError, PruningUnsupported
 
 _failed: list[Exception] = []  # of a single run, on its way past Hydra
 # Our launchers bear the names Hydra and submitit gave theirs: that is meant.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against")
-OmegaConf.register_new_resolver("repo", lambda name: str(places.path(name)), replace=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +68,7 @@ def _describe(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
         return one_line(error), error.exit_code
     if isinstance(error, (PruningUnsupported, ModelLoadError)):
         return str(error), ConfigError.exit_code
-    text = explain.explain(error, arguments, places.CONF)
+    text = explain.explain(error, arguments)
     if text is not None:
         return text, ConfigError.exit_code
     return f"{one_line(error)} (debug=true shows where)", HarnessError.exit_code

@@ -57,7 +57,7 @@ def _shared() -> list[str]:
 
 
 def _config(name: str) -> dict:
-    found = known.entries(CONF, "bench", name)
+    found = known.entries("bench", name)
     if found is None:
         raise HarnessError(f"no benchmark {name} in conf/bench")
     return found

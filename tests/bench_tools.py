@@ -38,7 +38,7 @@ RIGHT: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def config(name: str, **changes: Any) -> dict[str, Any]:
     """conf/bench/<name>.yaml with changes."""
-    return {**(entries(CONF, "bench", name) or {}), **changes}
+    return {**(entries("bench", name) or {}), **changes}
 
 
 def rows(name: str, samples: int) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def job(
     batch_size: int = 4, model: dict[str, Any] | None = None, **bench_changes: Any,
 ) -> Job:  # fmt: skip
     """A job on mini rows; continues what the journal in ``folder`` holds."""
-    options = entries(CONF, "engine", engine) or {}
+    options = entries("engine", engine) or {}
     bench = for_engine(config(name, **bench_changes), options, model)
     entry = bench["engines"][engine]
     asked = {"source": "mini", "seed": 0, "samples": samples}

@@ -172,7 +172,7 @@ def test_long_foreign_errors_become_one_short_line():
 
 
 def test_every_known_key_is_found_for_a_group():
-    keys = known.keys(ROOT / "conf", {"method": "gprune", "bench": "textvqa"})
+    keys = known.keys({"method": "gprune", "bench": "textvqa"})
     assert {"ratio", "method.threshold", "bench.limit", "decoding.max_new_tokens"} <= set(keys)
     line = explain.unknown_option("decoding.max_tokens", keys, {})
     assert "did you mean 'decoding.max_new_tokens'?" in line

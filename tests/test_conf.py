@@ -10,11 +10,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from vtprune import methods, places
-from vtprune.harness.request import check, known
+from vtprune.harness.request import check, known, resolvers  # noqa: F401
 from vtprune.models.supported import SUPPORTED_MODEL_TYPES
 
 CONF = places.CONF
-GROUPS = known.groups(CONF)
+GROUPS = known.groups()
 CHOICES = [(group, choice) for group in GROUPS for choice in GROUPS[group] if group != "local"]
 TOP_LEVEL = {"ratio", "seed"}  # fields of every method that are options of their own
 
@@ -30,7 +30,7 @@ def test_every_config_composes_and_holds_known_keys_only(group, choice):
     if (group, choice) == ("method", "custom"):
         overrides.append("method._target_=a.B")
     config = composed(*overrides)
-    valid = known.keys(CONF, {**known.defaults(CONF), group: choice})
+    valid = known.keys({**known.defaults(), group: choice})
     if group != "experiment":
         assert check.unknown_keys(config, valid) == []
 
@@ -41,7 +41,7 @@ def test_every_method_has_a_config_and_every_config_a_method():
 
 @pytest.mark.parametrize("name", methods.available())
 def test_a_methods_config_equals_its_dataclass(name):
-    entry = known.entries(CONF, "method", name)
+    entry = known.entries("method", name)
     fields = {
         f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         for f in dataclasses.fields(methods.get(name))
@@ -70,7 +70,7 @@ def test_the_supported_architectures_are_those_of_the_families():
 
 @pytest.mark.parametrize("name", GROUPS["bench"])
 def test_a_bench_config_is_complete(name):
-    entry = known.entries(CONF, "bench", name)
+    entry = known.entries("bench", name)
     assert entry["name"] == name
     wanted = {"label", "limit", "indices", "metric", "scale", "unit", "higher_is_better", "prompt"}
     assert wanted <= set(entry)
@@ -80,8 +80,8 @@ def test_a_bench_config_is_complete(name):
 
 @pytest.mark.parametrize("name", GROUPS["model"])
 def test_a_model_config_has_the_same_keys_as_all_others(name):
-    first = known.entries(CONF, "model", "embedded")
-    entry = known.entries(CONF, "model", name)
+    first = known.entries("model", "embedded")
+    entry = known.entries("model", name)
     assert set(entry) == set(first)
     assert entry["path"] or entry["hub"]
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.bench_tools import CONF, config
+from tests.bench_tools import config
 from vtprune.harness.reporting.tables import frame, gate
 from vtprune.harness.request.benches import for_engine
 from vtprune.harness.request.known import groups
@@ -150,7 +150,7 @@ def rows():
 def test_published_rows_name_existing_benchmarks_metrics_and_checkpoints():
     from vtprune.harness.request.known import entries
 
-    models = [entries(CONF, "model", name) for name in groups(CONF)["model"]]
+    models = [entries("model", name) for name in groups()["model"]]
     checkpoints = {m["hub"] or m["name"] for m in models}
     for row in rows():
         assert list(row) == FIELDS.split()

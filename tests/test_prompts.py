@@ -25,9 +25,9 @@ def asked(model, engine="vlmevalkit", bench="gqa"):
     return cell.asked(config)
 
 
-@pytest.mark.parametrize("name", groups(tools.CONF)["model"])
+@pytest.mark.parametrize("name", groups()["model"])
 def test_every_model_of_the_repository_states_a_policy_that_exists(name):
-    model = entries(tools.CONF, "model", name)
+    model = entries("model", name)
     assert set(prompts.policy(model)) == {"lmms_eval", "vlmevalkit", "system"}
     own = "qwen2vl" if "qwen" in name else "llava"
     assert prompts.wording(model, "vlmevalkit") == own
@@ -64,7 +64,7 @@ def test_a_wording_that_does_not_exist_names_the_nearest(policy, near):
 
 def test_the_known_blocks_are_those_of_the_task_files():
     found = {"default"}
-    for name in groups(tools.CONF)["bench"]:
+    for name in groups()["bench"]:
         if (engine := tools.config(name)["engines"].get("lmms_eval")) is None:
             continue
         with lmms_data.importable_without_key():

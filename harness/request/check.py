@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vtprune import places
 from vtprune.harness.request import explain, known, subset
 from vtprune.harness.request.errors import ConfigError, unknown
 from vtprune.harness.request.known import flatten
@@ -104,8 +103,8 @@ def unknown_keys(config: dict[str, Any], known: Iterable[str]) -> list[str]:
 
 def check_keys(config: dict[str, Any], choices: dict[str, str | None]) -> None:
     """Refuse keys that nothing reads, e.g. a typo in an experiment file or behind a ``+``."""
-    valid = known.keys(places.CONF, choices)
-    groups = known.groups(places.CONF)
+    valid = known.keys(choices)
+    groups = known.groups()
     free = [group for group in groups if _is_free(group, choices.get(group), config)]
     for key in unknown_keys(config, valid):
         if key.partition(".")[0] not in free and not _inside_a_mapping(key, valid):
@@ -122,7 +121,7 @@ def _is_free(group: str, choice: str | None, config: dict[str, Any]) -> bool:
     """True if the keys of a group are not ours to know: own method classes, outside files."""
     if group == "method" and (
         config["method"].get("_target_")
-        or config["method"]["name"] not in known.groups(places.CONF)["method"]  # by an entry point
+        or config["method"]["name"] not in known.groups()["method"]  # by an entry point
     ):
         return True  # methods.build knows them, and names the nearest
-    return choice is not None and known.entries(places.CONF, group, choice) is None
+    return choice is not None and known.entries(group, choice) is None

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtprune import places
 from vtprune.harness.request import checkpoint, hub, known
 from vtprune.harness.request.errors import ConfigError
 
@@ -29,7 +28,7 @@ def wanted(method: dict[str, Any]) -> bool:
     They have an option ``relevance``, whose value ``clip`` says so.
     """
     first = method.get("first")  # of a composed method
-    inner = known.entries(places.CONF, "method", str(first)) or {} if first else {}
+    inner = known.entries("method", str(first)) or {} if first else {}
     parts = [method, {**inner, **(method.get("first_options") or {})}]
     return any(part.get("relevance") == "clip" for part in parts)
 

@@ -6,19 +6,18 @@ machine that has neither the checkpoint nor the data.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from functools import cache
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
-from vtprune import places
-from vtprune.harness.request import benches, known
+from vtprune.harness.request import benches, defaults, known
 from vtprune.harness.request import identity as cell
-from vtprune.harness.request.errors import ConfigError, did_you_mean, unknown
+from vtprune.harness.request.errors import ConfigError, did_you_mean, one_line
 
-GROUPS = ("model", "method", "bench", "engine", "data", "timing")
+#: a reference that is more than a place on this machine
+_REFERENCE = re.compile(r"\$\{(?!repo:[^${}]*\})")
+
+_MACHINE = ("paths",)  # where things lie plays no part in a table
 
 
 def compose(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,50 +29,43 @@ def compose(overrides: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a group has no such choice, or an option does not exist.
     """
-    config = copy.deepcopy(_root())
-    for group in GROUPS:
-        choice = overrides.get(group) or _defaults().get(group)
-        config[group] = copy.deepcopy(_entry(group, str(choice)))
-    _merge(config, _local())
+    groups = known.groups()
+    chosen = {key: _choice(value) for key, value in overrides.items() if key in groups}
+    config = defaults.compose("config", chosen).config
+    for name in _MACHINE:
+        config.pop(name, None)
     for key, value in overrides.items():
-        if key not in GROUPS:
+        if key not in groups:
             _set(config, key, value)
-    return config
+    return _resolved(config)
 
 
-@cache
-def _root() -> dict[str, Any]:
-    root = yaml.safe_load((places.CONF / "config.yaml").read_text())
-    return {k: v for k, v in root.items() if k not in ("defaults", "hydra", "paths")}
+def _choice(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
-@cache
-def _defaults() -> dict[str, str | None]:
-    return known.defaults(places.CONF)
+def _resolved(config: dict[str, Any]) -> dict[str, Any]:
+    """References to other entries replaced by what they mean; places on this machine stay."""
+    if not any(_REFERENCE.search(text) for text in _texts(config)):
+        return config
+    from omegaconf import OmegaConf  # conf/ itself has none, and this takes a while to import
+    from omegaconf.errors import OmegaConfBaseException
+
+    from vtprune.harness.request import resolvers  # noqa: F401
+
+    try:
+        return OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore
+    except OmegaConfBaseException as error:
+        raise ConfigError(one_line(error)) from error
 
 
-@cache
-def _local() -> dict[str, Any]:
-    """Options of this machine; paths play no part in a table."""
-    file = places.CONF / "local" / "default.yaml"
-    content = yaml.safe_load(file.read_text()) if file.is_file() else None
-    return {k: v for k, v in (content or {}).items() if k != "paths"}
-
-
-@cache
-def _entry(group: str, choice: str) -> dict[str, Any]:
-    found = known.entries(places.CONF, group, choice)
-    if found is None:
-        raise ConfigError(unknown(group, choice, known.groups(places.CONF)[group]))
-    return found
-
-
-def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
-    for key, value in other.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else ():
+        yield from _texts(inner)
+    for inner in value if isinstance(value, list) else ():
+        yield from _texts(inner)
 
 
 def _set(config: dict[str, Any], key: str, value: Any) -> None:
@@ -85,7 +77,7 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
             raise _no_option(key, config)
     if last not in place:
         raise _no_option(key, config)
-    place[last] = value
+    defaults.merge(place, {last: value}, key)
 
 
 def _no_option(key: str, config: Mapping[str, Any]) -> ConfigError:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from vtprune.harness.request import known
 from vtprune.harness.request.errors import did_you_mean, one_line, unknown
 
 
-def explain(error: Exception, argv: Sequence[str], conf: Path) -> str | None:
+def explain(error: Exception, argv: Sequence[str]) -> str | None:
     """One line for an error of config composition; None if the error is of another kind."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
@@ -22,7 +21,7 @@ def explain(error: Exception, argv: Sequence[str], conf: Path) -> str | None:
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     if found := re.search(r"Could not override '([^']+)'", str(error)):
-        return _unknown_key(found[1], argv, conf)
+        return _unknown_key(found[1], argv)
     if found := re.search(r"Ambiguous value for argument '([^']+)'", str(error)):
         return f"{found[1]} names several values: add -m to run one cell for each"
     if found := re.search(r"Missing mandatory value: (\S+)", str(error)):
@@ -43,13 +42,13 @@ def _unreadable(override: str | None) -> str:
     return f"cannot read '{shown}': quote lists and special characters, e.g. 'bench.indices=[0,5]'"
 
 
-def _unknown_key(key: str, argv: Sequence[str], conf: Path) -> str:
-    choices = known.defaults(conf)
+def _unknown_key(key: str, argv: Sequence[str]) -> str:
+    choices = known.defaults()
     for argument in argv:
         name, _, value = argument.partition("=")
         if name in choices and "," not in value:
             choices[name] = value
-    return unknown_option(key, known.keys(conf, choices), choices)
+    return unknown_option(key, known.keys(choices), choices)
 
 
 def unknown_option(key: str, valid: Sequence[str], choices: dict[str, str | None]) -> str:

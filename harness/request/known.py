@@ -1,62 +1,73 @@
-"""What may be written in a config: groups, their choices, and every key, read from conf/."""
+"""What may be written in a config: groups, their choices, and every key, read from conf/.
+
+``conf/`` is every folder of :func:`folders`: ours, and those a user adds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
+from vtprune.harness.request import defaults as lists
+from vtprune.harness.request import files
+from vtprune.harness.request.files import add_folders, folders, searching
+
+__all__ = [
+    "add_folders", "choices", "defaults", "entries", "flatten", "folders", "groups", "keys",
+    "searching",
+]  # fmt: skip
+choices = files.choices
+#: groups whose files are no part of a config under their own name
+_ELSEWHERE = ("hydra", "table")
+_OPEN = ("experiment", "local@_global_")  # they change options of others, and add none
 
 
-def groups(conf: Path) -> dict[str, list[str]]:
+def groups() -> dict[str, list[str]]:
     """Config groups and their choices; conf/table lists cells and is no part of one."""
-    folders = sorted(p for p in conf.iterdir() if p.is_dir() and p.name not in ("hydra", "table"))
-    return {f.name: sorted(p.stem for p in f.glob("*.yaml")) for f in folders}
+    names = {path.name for folder in folders() for path in folder.glob("*/") if path.is_dir()}
+    return {name: choices(name) for name in sorted(names.difference(_ELSEWHERE))}
 
 
-def entries(conf: Path, group: str, choice: str) -> dict[str, Any] | None:
-    """A group's file as plain data, with the files of its group that it includes."""
-    file = conf / group / f"{choice}.yaml"
-    if not file.is_file():
-        return None  # from a searchpath outside this repository
-    own = yaml.safe_load(file.read_text()) or {}
-    merged: dict[str, Any] = {}
-    for item in own.pop("defaults", []):
-        if isinstance(item, str) and item != "_self_":
-            merged |= entries(conf, group, item) or {}
-    return merged | own
+def entries(group: str, choice: str) -> dict[str, Any] | None:
+    """A group's file as plain data, with what its defaults lists include; None: no such file.
+
+    Raises:
+        ConfigError: a file or a defaults list that Hydra would refuse.
+    """
+    file = files.find(f"{group}/{choice}")
+    if file is None:
+        return None  # from a search path that is not ours to know
+    composed = lists.compose(f"{group}/{choice}", strict=False).config
+    package = group if file.package is None else file.package
+    for name in package.split(".") if package not in ("_global_", "") else []:
+        composed = composed.get(name) or {}
+    return composed
 
 
-def keys(conf: Path, choices: Mapping[str, str | None]) -> list[str]:
+def keys(chosen: Mapping[str, str | None]) -> list[str]:
     """Every dotted key that a config with these group choices may hold."""
-    root = yaml.safe_load((conf / "config.yaml").read_text())
-    root = {k: v for k, v in root.items() if k not in ("defaults", "hydra")}
-    found = flatten(root)
-    for group in groups(conf):
-        choice = choices.get(group)
-        if group in ("experiment", "local", "launcher") or not choice:
-            continue
-        found.append(group)
-        own = entries(conf, group, choice)
-        found += flatten(own or {}, f"{group}.")
-    return found
+    there = {k: c if c is None or _there(k, c) else None for k, c in chosen.items()}
+    there |= dict.fromkeys(_OPEN)
+    composed = lists.compose("config", there, strict=False).config
+    return flatten(composed)
 
 
-def defaults(conf: Path) -> dict[str, str | None]:
+def _there(key: str, choice: str) -> bool:
+    return files.find(f"{key.partition('@')[0]}/{choice}") is not None
+
+
+def defaults() -> dict[str, str | None]:
     """The choice of each group when the command line names none."""
-    root = yaml.safe_load((conf / "config.yaml").read_text())
-    pairs = [item for item in root["defaults"] if isinstance(item, dict)]
-    named = {key: choice for pair in pairs for key, choice in pair.items()}
-    named = {key: c for key, c in named.items() if not key.startswith("override ")}
-    return {key.removeprefix("optional ").partition("@")[0]: c for key, c in named.items()}
+    return {
+        key.partition("@")[0]: choice for key, choice in lists.compose("config").choices.items()
+    }
 
 
-def flatten(config: dict[str, Any], prefix: str = "") -> list[str]:
+def flatten(config: Mapping[Any, Any], prefix: str = "") -> list[str]:
     """Dotted names of all entries, inner nodes included."""
     keys = []
     for key, value in config.items():
         keys.append(prefix + str(key))
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             keys += flatten(value, f"{prefix}{key}.")
     return keys

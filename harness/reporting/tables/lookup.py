@@ -255,4 +255,4 @@ def seconds(found: Iterable[Found]) -> dict[str, float]:
 
 def method_entry(name: str) -> Mapping[str, Any]:
     """conf/method/<name>.yaml."""
-    return entries(CONF, "method", name) or {}
+    return entries("method", name) or {}

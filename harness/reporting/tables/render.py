@@ -20,7 +20,6 @@ from vtprune.harness.reporting.tables.analysis import (
 )
 from vtprune.harness.reporting.tables.spec import Row
 from vtprune.harness.request.known import entries
-from vtprune.places import CONF
 
 MEANING = {
     **lookup.MARKS,
@@ -53,7 +52,7 @@ class Options:
 
 def heading(column: str) -> str:
     """A column's name for people."""
-    entry = entries(CONF, "bench", column)
+    entry = entries("bench", column)
     return str(entry["label"]) if entry else HEADINGS[column]
 
 

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vtprune import places
 from vtprune.harness.cost.conventions import CONVENTIONS
 from vtprune.harness.request import compose as wanted
 from vtprune.harness.request import known
@@ -102,7 +101,7 @@ class Table:
 
 def names() -> list[str]:
     """All tables below conf/table."""
-    return sorted(file.stem for file in (places.CONF / "table").glob("*.yaml"))
+    return known.choices("table")
 
 
 def load(
@@ -118,7 +117,7 @@ def load(
     """
     if name not in names():
         raise ConfigError(unknown("table", name, names()))
-    content = known.entries(places.CONF, "table", name) or {}
+    content = known.entries("table", name) or {}
     _check(name, content := {**content, **({"cost": cost} if cost else {})})
     settings = {"data": "hub", **content.get("settings", {})}
     settings |= _settings_of(changes or {})
@@ -213,7 +212,7 @@ def overrides(
     """A run of a row as groups and options; settings of methods only where the method has them."""
     common = {k: v for k, v in settings.items() if not k.startswith(("method.", "budget."))}
     if not row.is_baseline:
-        own = known.entries(places.CONF, "method", row.method) or {}
+        own = known.entries("method", row.method) or {}
         common |= {
             k: v
             for k, v in settings.items()
