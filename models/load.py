@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vtprune.models import processor as processors
 from vtprune.models.errors import ModelLoadError
 
 _CACHE: dict[tuple[str, ...], VLM] = {}
@@ -25,6 +26,7 @@ class VLM:
     device: str
     dtype: str
     attention: str = "sdpa"
+    notes: tuple[str, ...] = ()
 
 
 def load(cfg: Mapping[str, Any]) -> VLM:
@@ -36,6 +38,7 @@ def load(cfg: Mapping[str, Any]) -> VLM:
             precision on cuda, float32 on cpu), ``attention``, ``revision`` and ``threads``
             (CPU threads of this process; None: torch decides), and ``device_map`` (``auto``: spread
             the layers over all devices with accelerate; None: the whole model on ``device``).
+            ``chat_template`` (a file or the name of one that ships; None: the checkpoint's own).
             ``weights="random"`` builds the file ``architecture`` with random weights instead and
             has no processor: it computes as much as the real model, and answers nonsense.
 
@@ -51,15 +54,15 @@ def load(cfg: Mapping[str, Any]) -> VLM:
     attention = str(cfg.get("attention", "sdpa"))
     dtype = str(cfg.get("dtype", "auto"))
     torch.set_num_threads(int(cfg.get("threads") or _THREADS))
-    spread = cfg.get("device_map")
-    key = (path, str(revision), device, dtype, attention, str(spread), str(random))
+    spread, template = cfg.get("device_map"), cfg.get("chat_template")
+    key = (path, str(revision), device, dtype, attention, str(spread), str(random), str(template))
     if key not in _CACHE:
         _CACHE.clear()  # one model at a time: two of them rarely fit on one device
         name = str(cfg.get("name", path))
         if random:
             _CACHE[key] = _random(path, device, dtype, attention, name)
         else:
-            _CACHE[key] = _load(path, revision, device, dtype, attention, name, spread)
+            _CACHE[key] = _load(path, revision, device, dtype, attention, name, spread, template)
     return _CACHE[key]
 
 
@@ -99,9 +102,10 @@ def _load(
     attention: str,
     name: str,
     spread: Any = None,
+    template: str | None = None,
 ) -> VLM:
     from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     where: dict[str, Any] = {"trust_remote_code": False}
     if revision:
@@ -110,7 +114,9 @@ def _load(
         where["local_files_only"] = True
     try:
         wanted = _dtype(dtype, device, path, revision)
-        processor = AutoProcessor.from_pretrained(path, **where)
+        config = AutoConfig.from_pretrained(path, **where)
+        _check_layers(config, path)
+        processor, notes = processors.load(path, config, where, template)
         model, info = AutoModelForImageTextToText.from_pretrained(
             path,
             dtype=wanted,
@@ -131,14 +137,26 @@ def _load(
         raise ModelLoadError(
             f"cannot load {path}: {len(missing)} weights missing, e.g. {missing[0]}"
         )
-    if getattr(processor, "tokenizer", None) is None:
-        raise ModelLoadError(f"cannot load {path}: its processor has no tokenizer")
     processor.tokenizer.padding_side = "left"  # generate() continues at the right end
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return VLM(model, processor, name, device, str(wanted).removeprefix("torch."), attention)
+    made = VLM(
+        model, processor, name, device, str(wanted).removeprefix("torch."), attention, notes
+    )  # fmt: skip
+    processors.check(made)
+    return made
+
+
+def _check_layers(config: Any, path: str) -> None:
+    """Refuse encoders whose features are several layers joined; a list of one is that one."""
+    layers = getattr(config, "vision_feature_layer", None)
+    if isinstance(layers, (list, tuple)) and len(layers) > 1:
+        raise ModelLoadError(
+            f"cannot load {path}: vision_feature_layer={list(layers)} joins several encoder "
+            "layers; pruning is defined for one, vision_feature_layer=-2 say"
+        )
 
 
 def _random(path: str, device: str, dtype: str, attention: str, name: str) -> VLM:

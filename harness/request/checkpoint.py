@@ -17,6 +17,7 @@ from vtprune.harness.request.errors import ConfigError
 
 WHOLE_FILE_LIMIT = 64 * 2**20  # larger files are hashed by header and evenly spread blocks
 _BLOCKS, _BLOCK = 256, 4096
+_ORIGINAL = {"mm_projector_type", "mm_vision_tower"}  # keys of LLaVA's own config.json
 _ANSWERING = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -80,6 +81,11 @@ def _local(path: Path, shown: str) -> Checkpoint:
 
 def _check_type(config: dict[str, Any], shown: str) -> None:
     kind = config.get("model_type")
+    if "vision_config" not in config and _ORIGINAL & set(config):
+        raise ConfigError(
+            f"model: {shown} is in the original LLaVA format, which the library does not load; use "
+            "the converted one of llava-hf/..., or convert it"
+        )
     if kind not in _supported():
         raise ConfigError(
             f"model: unsupported architecture '{kind}' in {shown} "
