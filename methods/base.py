@@ -658,7 +658,9 @@ class EncoderMethod(PruningMethod):
         alive = slots[layout.tile.clamp(min=0), layout.patch] & ~layout.newline.to(slots.device)
         if self.newline == "keep":
             alive = alive | layout.newline.to(slots.device)
-        return Selection(torch.nonzero(alive).squeeze(1).to(image.features.device))
+        indices = torch.nonzero(alive).squeeze(1).to(image.features.device)
+        # Handed on as rewritten: an unmerged tower would have put other vectors there.
+        return Selection(indices, image.features[indices])
 
 
 @dataclass(frozen=True, kw_only=True)
