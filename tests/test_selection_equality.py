@@ -7,265 +7,17 @@ what their slots hold, must be those of the record.
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
 from torch import Tensor
 
-from tests import tiny, unpruned
+from tests import tiny
 from tests.method_tools import built
+from tests.selection_tools import captured, check, check_slots, merged_tower, records_of
+from tests.test_text_tower import CONTEXT, save_clip
 from tests.unpruned import Picture
 from vtprune import methods
-from vtprune.methods import LayerMethod, LayerSignals, Selection, TokenMethod, View
-from vtprune.models import prune
-from vtprune.models.oracle import masked
-
-NAMES = ("a", "b")
-#: values of slots, absolute; states of these models have entries of about 1 to 30
-ATOL = 2e-4
-
-
-def prompts(family: str) -> list[tiny.Prompt]:
-    """A ragged batch; its second row has two pictures of different sizes."""
-    return [tiny.prompt(family, 0), tiny.prompt(family, 1, images=2)]
-
-
-@cache
-def captured(family: str) -> unpruned.Capture:
-    return unpruned.capture(family, prompts(family))
-
-
-def records_of(family: str, method: methods.PruningMethod, **named: object) -> list:
-    model = tiny.model(family)
-    with prune(model, method) as run, torch.no_grad():
-        run.begin(list(NAMES), **named)
-        model(**captured(family).feed)
-        return run.take()
-
-
-# --- before the language model ------------------------------------------------------------------
-
-
-def views_of(method: TokenMethod, picture: Picture, key: tuple, project) -> list[View]:
-    """The graphs of one picture: every crop, both views, or all tokens together."""
-    whole = picture.encoder["tile_features"]
-    if method.scope == "per_tile":
-        table = torch.full(whole.shape[:2], -1)
-        real = picture.tile >= 0
-        table[picture.tile[real], picture.patch[real]] = torch.nonzero(real).squeeze(1)
-        return [
-            View(
-                "tile", whole[crop], table[crop], picture.grid, (*key, crop),
-                lambda name, crop=crop: picture.encoder[name][crop], project,
-            )
-            for crop in range(len(whole))
-        ]  # fmt: skip
-    inside = torch.ones_like(picture.base) if method.newline == "candidate" else ~picture.row_end
-    groups = [inside] if method.scope == "joint" else [inside & picture.base]
-    if method.scope != "joint" and bool((inside & ~picture.base).any()):
-        groups.append(inside & ~picture.base)
-    found = []
-    for number, member in enumerate(groups):
-        index = torch.nonzero(member).squeeze(1)
-        grid = picture.grid
-        if number:
-            down = int(picture.row_end.sum())
-            grid = (down, int((~picture.base).sum()) // down - (method.newline != "candidate"))
-        found.append(
-            View(
-                "any", picture.tokens[index], index, None if method.scope == "joint" else grid,
-                (*key, number), lambda name, index=index: picture.packed(name)[index], project,
-            )
-        )  # fmt: skip
-    return found
-
-
-def as_selection(picked: Tensor | Selection) -> Selection:
-    return picked if isinstance(picked, Selection) else Selection(picked)
-
-
-def expected_entry(
-    method: TokenMethod, picture: Picture, key: tuple, project
-) -> tuple[Tensor, Tensor]:
-    """Slots of one picture that stay, in order, and what each of them holds."""
-    views = views_of(method, picture, key, project)
-    picks = list(map(as_selection, method.select_all(views, [method.count(len(v)) for v in views])))
-    places, rows, ranks = [], [], []
-    for number, (view, pick) in enumerate(zip(views, picks, strict=True)):
-        held = view.features[pick.indices] if pick.features is None else pick.features
-        if pick.features is not None:
-            # A list of merged tokens fills the slots in the order in which it comes.
-            assert len(pick.features) == len(pick.indices)
-        places.append(view.index[pick.indices])
-        rows.append(held)
-        if method.scope == "per_tile":
-            ranks.append(picture.place()[number][pick.indices])
-    place, row = torch.cat(places), torch.cat(rows)
-    if bool((place < 0).any()) and method.padding == "keep":
-        # No slot for what was cut as padding: all that stays moves to the front, in raster order.
-        order = torch.argsort(torch.cat(ranks))
-        return torch.arange(len(order)), row[order]
-    row, place = row[place >= 0], place[place >= 0]
-    if method.newline == "keep":
-        end = torch.nonzero(picture.row_end).squeeze(1)
-        place, row = torch.cat([place, end]), torch.cat([row, picture.tokens[end]])
-    order = torch.argsort(place)
-    return place[order], row[order]
-
-
-def check_entry(family: str, method: TokenMethod, records: list) -> None:
-    made = captured(family)
-    projector = getattr(made.model.model, "multi_modal_projector", None)
-    for row, record in enumerate(records):
-        visual = torch.nonzero(made.visual[row]).squeeze(1)
-        assert record.visual_tokens == len(visual)
-        places, held, offset = [], [], 0
-        for number, picture in enumerate(made.pictures[row]):
-            with torch.no_grad():
-                kept, rows = expected_entry(method, picture, (NAMES[row], number), projector)
-            places.append(offset + kept)
-            held.append(rows)
-            offset += len(picture.tokens)
-        found = torch.nonzero(record.alive(0)).squeeze(1)
-        assert found.tolist() == torch.cat(places).tolist(), f"row {row}"
-        values = torch.cat([p.tokens for p in made.pictures[row]])
-        check_slots(record, 0, values, found, torch.cat(held))
-
-
-def check_slots(record, layer: int, values: Tensor, kept: Tensor, expected: Tensor) -> None:
-    """Values ``[V, d]`` with what the record rewrote at a layer, at the ``kept`` ranks."""
-    values = values.clone()
-    if layer in record.rewrites:
-        where, vectors = record.rewrites[layer]
-        rank = torch.full((record.prompt_length,), -1)
-        rank[record.visual] = torch.arange(record.visual_tokens)
-        assert bool((rank[where] >= 0).all()), "text was rewritten"
-        values[rank[where]] = vectors
-    torch.testing.assert_close(values[kept], expected, rtol=1e-4, atol=ATOL)
-
-
-# --- inside the language model ------------------------------------------------------------------
-
-
-def layer_signals(
-    family: str, made: unpruned.Capture, row: int, layer: int, alive: Tensor, entry: Tensor,
-    gone: Tensor | None,
-) -> LayerSignals:  # fmt: skip
-    """What a method may read in front of ``layer``, from the run ``made``.
-
-    ``alive`` are ranks of the visual tokens, ``entry`` those that entered layer 0, ``gone`` the
-    columns dropped before, where positions are renumbered.
-    """
-    visual = torch.nonzero(captured(family).visual[row]).squeeze(1)
-    columns, text, last = visual[alive], made.text(row), int(made.valid[row].nonzero().max())
-    hidden, weights = made.hidden[layer][row], made.attention[layer - 1][row]
-    norm = made.model.model.language_model.norm
-    positions = torch.arange(len(hidden))
-    if made.positions is not None:
-        ids = made.positions
-        positions = (ids[-3:].amax(0) if ids.dim() == 3 else ids)[row]
-    if gone is not None:
-        positions = positions - gone.long().cumsum(0)
-    keys = made.keys[layer - 1][row].transpose(0, 1)
-    top = weights.amax(0)
-
-    def normed(x: Tensor) -> Tensor:
-        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
-        return x * scale * norm.weight
-
-    found = {
-        "last_row": lambda: weights[:, last, columns],
-        "next_row": lambda: made.attention[layer][row][:, last, columns],
-        "text_rows": lambda: weights[:, text][:, :, columns],
-        "cross": lambda: top[text][:, columns].sum(0),
-        "self": lambda: top[columns][:, columns].mean(0),
-        "hidden": lambda: hidden[columns],
-        "normed": lambda: normed(hidden[columns]),
-        "text_normed": lambda: normed(hidden[text]),
-        "keys": lambda: keys[columns],
-        "text_keys": lambda: keys[text],
-        "text_distance": lambda: positions[text][:, None] - positions[columns][None],
-        "image_embeddings": lambda: made.entered[row][visual[entry]],
-        "text_embeddings": lambda: made.entered[row][text],
-    }
-    return LayerSignals(
-        layer - 1, len(made.hidden), alive, len(visual), lambda name: found[name]()
-    )
-
-
-def replayed(family: str, records: list, before: int) -> unpruned.Capture:
-    """The full model while layers below ``before`` do without what the records dropped there.
-
-    Up to the first drop this is the unpruned model itself. Merged slots are those of the records:
-    they have been compared by then.
-    """
-    shorter = [_until(record, before) for record in records]
-    with masked(tiny.model(family, "eager"), shorter):
-        return unpruned.capture(family, prompts(family), vision=False)
-
-
-def _until(record, before: int):
-    import dataclasses
-
-    return dataclasses.replace(
-        record,
-        stages=[(layer, alive) for layer, alive in record.stages if layer < before],
-        rewrites={layer: w for layer, w in record.rewrites.items() if layer < before},
-    )
-
-
-def check_layers(family: str, method: LayerMethod, records: list, positions: str) -> None:
-    depth = records[0].n_layers
-    plans = [method.checked_schedule(depth, int(r.alive(0).sum())) for r in records]
-    drops = sorted({b for p in plans for b in range(1, depth) if p[b] < p[b - 1]})
-    assert drops, "no layer drops anything: the test has no power"
-    fresh, made = "next_row" in method.needs, replayed(family, records, depth)
-    for layer in drops:
-        if fresh:  # the attention of the layer itself, before it drops anything
-            made = replayed(family, records, layer)
-        for row, (record, plan) in enumerate(zip(records, plans, strict=True)):
-            if plan[layer] < plan[layer - 1]:
-                check_drop(family, method, made, row, record, layer, plan[layer], positions)
-
-
-def check_drop(
-    family: str, method: LayerMethod, made, row: int, record, layer: int, count: int,
-    positions: str,
-) -> None:  # fmt: skip
-    alive, entry = record.alive(layer - 1), torch.nonzero(record.alive(0)).squeeze(1)
-    visual, gone = torch.nonzero(made.visual[row]).squeeze(1), None
-    if positions == "compact":
-        gone = torch.zeros(made.visual.shape[1], dtype=torch.bool)
-        gone[visual[~alive]] = True
-    ranks = torch.nonzero(alive).squeeze(1)
-    signals = layer_signals(family, made, row, layer, ranks, entry, gone)
-    kept, expected = ranks[:0], None
-    if count:
-        with torch.no_grad():
-            picked = as_selection(method.select(signals, count))
-        order = torch.argsort(picked.indices)
-        kept = ranks[picked.indices[order]]
-        expected = None if picked.features is None else picked.features[order]
-    found = torch.nonzero(record.alive(layer)).squeeze(1)
-    assert found.tolist() == kept.tolist(), f"row {row}, layer {layer}"
-    values = made.hidden[layer][row][visual]
-    check_slots(record, layer, values, found, values[found] if expected is None else expected)
-
-
-# --- the tests ----------------------------------------------------------------------------------
-
-
-def check(family: str, method: methods.PruningMethod) -> None:
-    """Both halves of a method, against the record of a run on a ragged batch with two pictures."""
-    records = records_of(family, method)
-    assert [record.sample_id for record in records] == list(NAMES)
-    if isinstance(method, TokenMethod):
-        return check_entry(family, method, records)
-    if isinstance(method, LayerMethod):
-        return check_layers(family, method, records, method.positions)
-    check_entry(family, method.token_method, records)
-    check_layers(family, method.layer_method, records, method.positions)
+from vtprune.models import text_tower
 
 
 def dropping() -> list[str]:
@@ -277,3 +29,123 @@ def dropping() -> list[str]:
 @pytest.mark.parametrize("name", dropping())
 def test_what_is_kept_is_what_the_method_selects_from_the_unpruned_model(name, family):
     check(family, built(name, family))
+
+
+#: options that change which signal is read, or how slots are filled
+VARIANTS: list[tuple[str, dict[str, object], tuple[str, ...]]] = [
+    ("visionzip", {"metric": "features"}, tiny.WITH_CLS),
+    ("visionzip", {"anyres": "unpad"}, ("llava_next", "llava_onevision")),
+    ("visionzip", {"merge_space": "llm"}, ("llava_next",)),
+    ("prumerge", {"order": "raster"}, ("llava_next",)),
+    ("prumerge", {"source": "feature_layer"}, tiny.WITH_CLS),
+    ("prumerge", {"anyres": "unpad"}, ("llava_next",)),
+    ("prumerge_plus", {"source": "feature_layer", "score_source": "received"}, ("llava_next",)),
+    ("prumerge_plus", {"anyres": "unpad"}, ("llava_next",)),
+    ("vispruner", {"anyres": "unpad"}, ("llava_next", "llava_onevision")),
+    ("vispruner", {"scope": "per_view", "newline": "keep"}, ("llava_next",)),
+    ("fastervlm", {"anyres": "unpad"}, ("llava_next",)),
+    ("fastervlm", {"score_source": "received"}, tiny.WITH_CLS),
+    ("holov", {"variant": "clean"}, tiny.FAMILIES),
+    ("holov", {"variant": "paper"}, tiny.FAMILIES),
+    ("dpp", {"anyres": "unpad", "ratio": 0.7}, ("llava_next",)),
+    ("l2norm", {"newline": "drop"}, ("llava_next", "llava_onevision")),
+    ("l2norm", {"newline": "candidate"}, ("llava_next", "llava_onevision")),
+    ("l2norm", {"scope": "joint", "ratio": 0.9}, ("llava_next", "llava_onevision")),
+    ("l2norm", {"scope": "per_tile", "padding": "drop"}, ("llava_next",)),
+    ("random", {"seed": 7, "ratio": 0.9}, tiny.FAMILIES),
+    ("divprune", {"scope": "per_view", "newline": "keep"}, ("llava_next",)),
+    ("gprune", {"scope": "joint", "threshold": 0.1}, ("llava_next",)),
+    ("tome", {"metric": "clip_keys"}, tiny.FAMILIES),
+    ("tome", {"order": "tome", "positions": "compact", "per_round": 5}, ("llava_next",)),
+    ("dart", {"state": "hidden", "pivot_text": 0}, ("llava", "qwen2_5_vl")),
+    ("pyramiddrop", {"row": "last"}, ("llava", "qwen2_vl")),
+    ("pyramiddrop", {"positions": "original"}, ("llava",)),
+    ("sparsevlm", {"raters": "last"}, ("llava", "qwen2_vl")),
+    ("sparsevlm", {"positions": "original"}, ("llava",)),
+    ("sparsevlm", {"recycle": 0.8}, ("llava",)),
+    ("sparsevlm_plus", {"positions": "compact"}, ("llava_next",)),
+    ("sparsevlm_plus", {"heads": 2}, tiny.FAMILIES),
+    ("fastv", {"positions": "compact", "K": 3}, ("llava_next",)),
+    ("fitprune", {"ratio_mode": "local", "ratio": 0.5}, ("llava",)),
+    ("compose", {"first": "vispruner"}, ("llava", "llava_next")),
+    ("compose", {"first": "visionzip", "then": "pyramiddrop"}, tiny.WITH_CLS),
+    ("compose", {"first": "divprune", "then": "sparsevlm", "ratio": 0.7}, ("llava_next",)),
+    ("compose", {"first": "l2norm", "then": "sparsevlm_plus", "positions": "original"}, ("llava",)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "family"),
+    [(name, options, family) for name, options, families in VARIANTS for family in families],
+    ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items())
+    if isinstance(value, dict) else str(value),
+)  # fmt: skip
+def test_options_that_change_what_is_read_are_followed(name, options, family):
+    check(family, built(name, family, **options))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.mark.parametrize("options", [{}, {"anyres": "unpad"}, {"scope": "joint"}], ids=str)
+@pytest.mark.parametrize("family", tiny.WITH_CLS)
+def test_cdpruner_reads_each_rows_own_question(clip, family, options):
+    """Relevance by the library's whole CLIP model, its extremes over all crops of a picture."""
+    from transformers import AutoTokenizer, CLIPModel
+
+    whole, words = CLIPModel.from_pretrained(clip).eval(), AutoTokenizer.from_pretrained(clip)
+    questions = ["what is red?", "how many people"]
+
+    def similarity(row: int, picture: Picture) -> dict[str, Tensor]:
+        ids = words(questions[row], truncation=True, max_length=CONTEXT, return_tensors="pt")
+        text = whole.get_text_features(**ids).pooler_output
+        patches = whole.vision_model.post_layernorm(picture.encoder["vision_features"])
+        joint = whole.visual_projection(patches)
+        return {"clip_similarity": torch.nn.functional.cosine_similarity(joint, text, dim=-1)}
+
+    one = methods.build("cdpruner", ratio=0.5, **options)
+    check(family, one, similarity, tower=text_tower.load(clip), questions=questions)
+
+
+@pytest.mark.parametrize("family", tiny.WITH_CLS)
+@pytest.mark.parametrize("options", [{"ratio": 0.5}, {"ratio": 0.3, "per_round": 25}], ids=str)
+def test_tome_in_the_tower_merges_what_a_tower_run_by_hand_merges(family, options):
+    method, made = methods.build("tome", placement="vision_encoder", **options), captured(family)
+    records = records_of(family, method)
+    for row, record in enumerate(records):
+        kept, held, offset = [], [], 0
+        values = torch.cat([p.tokens for p in made.pictures[row]])
+        pairs = zip(made.pictures[row], made.prompts[row].pixels, strict=True)
+        for picture, pixels in pairs:
+            with torch.no_grad():
+                tokens, places = merged_tower(made.model, method.parts[0], pixels)
+            content = torch.full((*picture.encoder["tile_features"].shape,), torch.nan)
+            content.scatter_(1, places[:, :, None].expand(-1, -1, content.shape[-1]), tokens)
+            behind = content[picture.tile.clamp(min=0), picture.patch]
+            behind = torch.where(picture.row_end[:, None], picture.tokens, behind)
+            there = ~behind.isnan().any(1)
+            kept.append(offset + torch.nonzero(there).squeeze(1))
+            held.append(behind[there])
+            offset += len(picture.tokens)
+        found = torch.nonzero(record.alive(0)).squeeze(1)
+        assert found.tolist() == torch.cat(kept).tolist(), f"row {row}"
+        check_slots(record, 0, values, found, torch.cat(held))
+
+
+def test_the_batches_reach_what_they_are_for():
+    """Rows of different lengths, cut crops, shrunk canvases, tokens out of raster order."""
+    for family in tiny.FAMILIES:
+        made = captured(family)
+        assert len(set(made.valid.sum(1).tolist())) == 2
+        assert [len(row) for row in made.pictures] == [1, 2]
+    tall, wide = captured("llava_next").pictures[1][1], captured("llava_next").pictures[1][0]
+    assert int((tall.tile >= 0).sum()) < tall.encoder["tile_features"][..., 0].numel()
+    assert tall.mosaic != wide.mosaic and bool(tall.row_end.any())
+    assert any(p.resized for row in captured("llava_onevision").pictures for p in row)
+    windowed = captured("qwen2_5_vl")
+    out = windowed.seen["projector_out"][0]
+    tokens = torch.cat([p.tokens for row in windowed.pictures for p in row])
+    assert tokens.shape == out.shape and not torch.equal(tokens, out)

@@ -8,6 +8,7 @@ eager kernel returns, keys are those in the model's own cache.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -136,9 +137,12 @@ class Capture:
         return torch.nonzero(after & self.valid[row] & ~self.visual[row]).squeeze(1)
 
 
-def capture(family: str, prompts: list[tiny.Prompt], vision: bool = True) -> Capture:
-    """Run the prompts once and note what every part of the model takes and gives."""
-    made = Capture(family, prompts, tiny.inputs(family, prompts))
+def capture(family: str, prompts: list[tiny.Prompt], before: Capture | None = None) -> Capture:
+    """Run the prompts once and note what every part of the model takes and gives.
+
+    With the capture ``before`` of the same prompts only the language model is watched again.
+    """
+    made = Capture(family, prompts, before.feed if before else tiny.inputs(family, prompts))
     model, seen = made.model, made.seen
 
     def note(name: str):
@@ -154,7 +158,7 @@ def capture(family: str, prompts: list[tiny.Prompt], vision: bool = True) -> Cap
     for layer in lm.layers:
         hooks.append((layer, "in", lambda args, kw: made.hidden.append(args[0])))
         hooks.append((layer.self_attn, "out", lambda out: made.attention.append(out[1])))
-    if vision:
+    if before is None:
         hooks += _tower_hooks(made, note)
     with watching(hooks), torch.no_grad():
         cache = model(**made.feed, use_cache=True).past_key_values
@@ -169,7 +173,8 @@ def _tower_hooks(made: Capture, note) -> list:
         hooks = [(tower.merger, "in", lambda args, kw: note("projector_in")(args[0]))]
         hooks.append((tower.merger, "out", note("projector_out")))
         for number, block in enumerate(tower.blocks):
-            hooks.append((block.attn, "in", lambda args, kw, n=number: _segments(made, n, args, kw)))
+            segments = lambda args, kw, n=number: _segments(made, n, kw)  # noqa: E731
+            hooks.append((block.attn, "in", segments))
             hooks.append((block.attn.qkv, "out", note(f"qkv.{number}")))
         return hooks
     hooks = [(core.multi_modal_projector, "out", note("projector_out"))]
@@ -183,7 +188,7 @@ def _tower_hooks(made: Capture, note) -> list:
     return hooks
 
 
-def _segments(made: Capture, number: int, args: tuple, kw: dict) -> None:
+def _segments(made: Capture, number: int, kw: dict) -> None:
     made.seen[f"cu.{number}"] = [kw["cu_seqlens"]]
     made.seen[f"rope.{number}"] = list(kw["position_embeddings"])
 
@@ -288,7 +293,7 @@ def _qwen_signals(made: Capture) -> dict[str, Tensor]:
     q, k = rotated(q), rotated(k)
     cuts = made.seen[f"cu.{block}"][0].tolist()
     received = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         logits = torch.einsum("qhd,khd->hqk", q[start:stop], k[start:stop])
         received.append((logits * q.shape[-1] ** -0.5).softmax(-1).mean((0, 1)))
     patches = {
