@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from vtprune.harness.request import files
@@ -20,6 +21,7 @@ from vtprune.harness.request.errors import ConfigError, unknown
 MISSING = "???"
 _SELF = "_self_"
 _GLOBAL = "_global_"
+_NODE = re.compile(r"\$\{[^:{}]+\}")  # a reference to another entry, which may be a mapping
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def merge(into: dict[Any, Any], other: Mapping[Any, Any], where: str = "") -> No
         if isinstance(value, Mapping) and isinstance(old, dict):
             merge(old, value, where)
         elif {list, dict} == {type(old), type(value)} or (
-            isinstance(value, dict) and _is_reference(old)
+            isinstance(value, dict) and isinstance(old, str) and _NODE.fullmatch(old)
         ):
             raise ConfigError(f"{where}: '{key}' is a {type(value).__name__} here and was another "
                               "kind of thing before; the two cannot be merged")  # fmt: skip
@@ -167,6 +169,7 @@ class _Tree:
     used: set[str] = field(default_factory=set)
     said_in: dict[str, str] = field(default_factory=dict)  # override -> file
     choices: dict[str, Any] = field(default_factory=dict)
+    open: list[Path] = field(default_factory=list)  # the files we are inside of
 
     def walk(self, entry: _Entry, primary: bool = False, late: bool = False) -> list[_Placed]:
         """The files that ``entry`` stands for, in the order in which they are merged."""
@@ -179,17 +182,22 @@ class _Tree:
             if entry.optional:
                 return []
             raise ConfigError(_missing(entry, primary))
+        if file.path in self.open:
+            raise ConfigError(f"{file.path}: its defaults list leads back to itself")
         package = entry.final(_absolute(file.package))
         key = entry.key if entry.kind == "group" else None
         items = [item.below(entry, package) for item in _list(file)]
         self._note_overrides(items, file, late)
+        self.open.append(file.path)
         parts: list[list[_Placed] | _Entry] = []
         for item in reversed(items):
             if item.kind == "self":
                 parts.append([_Placed(file, package)])
             elif not item.override and not item.group.startswith("hydra/"):
                 parts += self._parts(item)
-        return self._flat(parts, items) or [_Placed(file, package, key)]
+        placed = self._flat(parts)
+        self.open.pop()
+        return placed or [_Placed(file, package, key)]
 
     def _parts(self, item: _Entry) -> list[list[_Placed] | _Entry]:
         """What an entry of a list adds, last first; references wait until all else is chosen."""
@@ -202,7 +210,7 @@ class _Tree:
             return [self.walk(one) for one in reversed(each)]
         return [item] if item.reference else [self.walk(item)]
 
-    def _flat(self, parts: list[list[_Placed] | _Entry], items: list[_Entry]) -> list[_Placed]:
+    def _flat(self, parts: list[list[_Placed] | _Entry]) -> list[_Placed]:
         made = []
         for part in parts:
             if isinstance(part, _Entry):
@@ -235,6 +243,9 @@ class _Tree:
                 if late:
                     raise ConfigError(f"{file.path}: no override may stand in a file that was "
                                       f"named by reference ({item.key})")  # fmt: skip
+                if item.group.startswith("hydra/") and "@" in item.key:
+                    raise ConfigError(f"{file.path}: nothing to override: '{item.key}' is not "
+                                      f"{item.group}: its first line must be '# @package _global_'")
                 if not item.group.startswith("hydra/"):
                     self.overrides.setdefault(item.key, item.choice)  # type: ignore[arg-type]
                     self.said_in.setdefault(item.key, str(file.path))
