@@ -361,7 +361,7 @@ class PruningMethod:
         in_range(self, "ratio", 0.0, 1.0, high_open=True)
 
     @property
-    def parts(self) -> tuple[PruningMethod, ...]:
+    def chain(self) -> tuple[PruningMethod, ...]:
         """What this method is made of, in the order it acts: a plain method is its only part.
 
         Parts are plain, never compositions. There may be several that act before the language
@@ -372,7 +372,7 @@ class PruningMethod:
 
     def part(self, place: str) -> PruningMethod | None:
         """The first part that acts at ``place``, or None."""
-        return next((one for one in self.parts if one.place == place), None)
+        return next((one for one in self.chain if one.place == place), None)
 
     def keep(self, image: ImageTokens) -> Selection:
         """Packed indices (sorted) of one image's tokens that stay, rewritten features if merged.
@@ -381,7 +381,7 @@ class PruningMethod:
         """
         device = image.features.device
         kept = Selection(torch.arange(len(image.layout), device=device))
-        for one in self.parts:
+        for one in self.chain:
             if one is self or one.place not in ("encoder", "tokens") or one.ratio == 0:
                 continue
             picked = one.keep(image.after(kept))

@@ -49,7 +49,7 @@ class Compose(PruningMethod):
     first_ratio: float | None = None
     first_options: Mapping[str, Any] = field(default_factory=dict)
     then_options: Mapping[str, Any] = field(default_factory=dict)
-    parts: Any = field(default=None, metadata={"extra": True})  # as given; then the built ones
+    parts: Any = field(default=None, metadata={"extra": True})
 
     title = "Compose"
     paper = "a combination; see its parts"
@@ -59,16 +59,13 @@ class Compose(PruningMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         choice(self, "ratio_mode", ("mean",))
-        object.__setattr__(self, "_given", self.parts)
         made = self._listed() if self.parts is not None else self._two()
-        object.__setattr__(self, "parts", tuple(part for one in made for part in one.parts))
+        object.__setattr__(self, "_chain", tuple(part for one in made for part in one.chain))
         self._check_order()
 
-    def options(self) -> dict[str, Any]:
-        return {**super().options(), "parts": self._given}  # type: ignore[attr-defined]
-
-    def replace(self, **changes: Any) -> PruningMethod:
-        return type(self)(**{**self.options(), **changes})
+    @property
+    def chain(self) -> tuple[PruningMethod, ...]:
+        return self._chain  # type: ignore[attr-defined]
 
     def _two(self) -> list[PruningMethod]:
         if self.first_ratio is not None:
@@ -81,7 +78,7 @@ class Compose(PruningMethod):
         two = self._part(f"then={self.then}", self.then, second, self.then_options)
         before, inside = ("encoder", "tokens"), ("layers",)
         for part, key, places in ((one, "first", before), (two, "then", inside)):
-            if any(inner.place not in places for inner in part.parts):
+            if any(inner.place not in places for inner in part.chain):
                 raise MethodError(
                     f"compose: {key}={getattr(self, key)} does not act {PLACES[places[-1]]}"
                 )
@@ -155,7 +152,7 @@ class Compose(PruningMethod):
 
     def _check_order(self) -> None:
         order = list(PLACES)
-        for before, part in zip((None, *self.parts), self.parts, strict=False):
+        for before, part in zip((None, *self.chain), self.chain, strict=False):
             if part.place not in PLACES:
                 raise MethodError(f"compose: {part.name} cannot be a part; run it by itself")
             if before is None:
@@ -166,7 +163,7 @@ class Compose(PruningMethod):
                     f"compose: {part.name} acts {PLACES[part.place]} and cannot follow "
                     f"{before.name}, which acts {PLACES[before.place]}"
                 )
-        tokens = [part for part in self.parts if part.place in ("encoder", "tokens")]
+        tokens = [part for part in self.chain if part.place in ("encoder", "tokens")]
         for number, part in enumerate(tokens[1:], start=1):
             if getattr(part, "scope", None) == "per_tile":
                 raise MethodError(
@@ -183,19 +180,19 @@ class Compose(PruningMethod):
     @property
     def redecide(self) -> bool:
         """Whether a part chooses again at every decoding step."""
-        return any(getattr(part, "redecide", False) for part in self.parts)
+        return any(getattr(part, "redecide", False) for part in self.chain)
 
     @property
     def merges(self) -> bool:  # type: ignore[override]
-        return any(part.merges for part in self.parts)
+        return any(part.merges for part in self.chain)
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(name for part in self.parts for name in part.needs)
+        return tuple(name for part in self.chain for name in part.needs)
 
     @property
     def query_aware(self) -> bool:  # type: ignore[override]
-        return any(part.query_aware for part in self.parts)
+        return any(part.query_aware for part in self.chain)
 
     @property
     def token_method(self) -> PruningMethod | None:
@@ -207,16 +204,16 @@ class Compose(PruningMethod):
 
     def count(self, n: int, ratio: float | None = None) -> int:
         """Tokens of a graph of ``n`` that the first part leaves."""
-        return self.parts[0].count(n, ratio)
+        return self.chain[0].count(n, ratio)
 
     def max_mean_ratio(self, n_layers: int) -> float:
         """Largest mean removal over ``n_layers`` layers at this division."""
         kept = 1.0
-        for part in self.parts:
+        for part in self.chain:
             inside = part.place == "layers" and hasattr(part, "max_mean_ratio")
             kept *= 1 - (part.max_mean_ratio(n_layers) if inside else part.ratio)  # type: ignore[attr-defined]
         return 1 - kept
 
     def cost(self, shape: SelectionShape) -> int:
         """All parts; those inside the language model work on what the others left."""
-        return sum(part.cost(shape) for part in self.parts)
+        return sum(part.cost(shape) for part in self.chain)

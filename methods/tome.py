@@ -191,7 +191,7 @@ class ToMe(TokenMethod):
         return ("vision_keys",) if self.metric == "clip_keys" else ()
 
     @property
-    def parts(self) -> tuple[PruningMethod, ...]:
+    def chain(self) -> tuple[PruningMethod, ...]:
         """The method itself, or the one that works in the tower."""
         if not self.merges_in_encoder:
             return (self,)
@@ -204,14 +204,14 @@ class ToMe(TokenMethod):
 
     def encoder_plan(self, n_layers: int, n_patches: int) -> list[int]:
         """``plan`` of the part in the tower."""
-        return self.parts[0].plan(n_layers, n_patches)
+        return self.chain[0].plan(n_layers, n_patches)
 
     def encoder_merge(self, state: Merged, keys: Tensor, q: int) -> Merged:
         """``merge`` of the part in the tower."""
-        return self.parts[0].merge(state, keys, q)
+        return self.chain[0].merge(state, keys, q)
 
     def keep(self, image: ImageTokens) -> Selection:
-        return self.parts[0].keep(image) if self.merges_in_encoder else super().keep(image)
+        return self.chain[0].keep(image) if self.merges_in_encoder else super().keep(image)
 
     def select(self, view: View, k: int) -> Selection:
         metric = view.signal("vision_keys") if self.metric == "clip_keys" else None
@@ -224,7 +224,7 @@ class ToMe(TokenMethod):
     def cost(self, shape: SelectionShape) -> int:
         """(n / 2)^2 d per round on n tokens."""
         if self.merges_in_encoder:
-            return self.parts[0].cost(shape)
+            return self.chain[0].cost(shape)
         total = 0
         for n, kept in zip(shape.views, shape.kept, strict=True):
             for q in merge_rounds(n, kept, self.per_round):

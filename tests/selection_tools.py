@@ -296,13 +296,8 @@ def check(family: str, method: methods.PruningMethod, more=None, **named: object
     """
     records = records_of(family, method, **named)
     assert [record.sample_id for record in records] == list(NAMES)
-    for part in parts_of(method):
+    for part in method.chain:
         if part.place == "layers":
             check_layers(family, part, records, method.positions)
         else:
             check_entry(family, part, records, more)
-
-
-def parts_of(method: methods.PruningMethod) -> tuple[methods.PruningMethod, ...]:
-    # HoloV has an option of that name.
-    return (method,) if isinstance(method, TokenMethod | LayerMethod) else method.parts

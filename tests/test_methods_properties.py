@@ -687,3 +687,13 @@ def test_cost_grows_with_the_model(name):
     assert cost(2) >= cost(1) >= 0
     free = ("random", "l2norm", "vtw", "uniform", "pool", "downsample", "text_only")
     assert (cost(1) == 0) == (name in free)
+
+
+@pytest.mark.parametrize("name", methods.available())
+def test_every_method_names_its_plain_parts_and_where_each_acts(name):
+    method = build(name, **methods.get(name).example)
+    assert method.chain
+    for part in method.chain:
+        assert part.chain == (part,)
+        assert part.place in ("nowhere", "picture", "encoder", "tokens", "layers")
+        assert method.part(part.place) is not None

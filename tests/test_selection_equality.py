@@ -121,7 +121,7 @@ def test_tome_in_the_tower_merges_what_a_tower_run_by_hand_merges(family, option
         pairs = zip(made.pictures[row], made.prompts[row].pixels, strict=True)
         for picture, pixels in pairs:
             with torch.no_grad():
-                tokens, places = merged_tower(made.model, method.parts[0], pixels)
+                tokens, places = merged_tower(made.model, method.chain[0], pixels)
             content = torch.full((*picture.encoder["tile_features"].shape,), torch.nan)
             content.scatter_(1, places[:, :, None].expand(-1, -1, content.shape[-1]), tokens)
             behind = content[picture.tile.clamp(min=0), picture.patch]
