@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtprune.methods.base import ImageTokens, TokenLayout, View
+from vtprune.methods import ImageTokens, PruningMethod, TokenLayout, View
 
 
 class Golden:
@@ -36,6 +38,56 @@ class Golden:
 
     def weights(self) -> dict[str, Tensor]:
         return {k[2:]: self[k] for k in self._arrays if k.startswith("w/")}
+
+
+#: folder of cases -> the function that puts one of them in front of its method
+CHECKERS: dict[str, Callable[[Golden], None]] = {}
+
+
+def checks(folder: str) -> Callable[[Callable[[Golden], None]], Callable[[Golden], None]]:
+    """Register a function for the cases of a folder."""
+
+    def decorate(checker: Callable[[Golden], None]) -> Callable[[Golden], None]:
+        CHECKERS[folder] = checker
+        return checker
+
+    return decorate
+
+
+def assert_scores(found: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+def removal(n_keep: int, n: int) -> float:
+    """A ratio that keeps exactly ``n_keep`` of ``n`` under every rounding."""
+    return 1 - (n_keep + 1e-6) / n
+
+
+def rounding_of(ratio: float, counts: dict[int, int]) -> str:
+    """How a case's release counted: the rounding under which ``n`` tokens become ``counts[n]``."""
+    ways: dict[str, Callable[[float], int]] = {
+        "floor": lambda x: math.floor(x + 1e-9),
+        "round_half_even": round,
+        "int_raw": int,
+    }
+    for name, way in ways.items():
+        if all(way((1 - ratio) * n) == k for n, k in counts.items()):
+            return name
+    raise AssertionError(f"no rounding makes {counts} of a ratio of {ratio}")
+
+
+def nearly_a_half(ratio: float, n: int) -> bool:
+    """``(1 - ratio) * n`` lies so near to a half that the last bit rounds it."""
+    return abs((1 - ratio) * n % 1 - 0.5) < 1e-9
+
+
+def position_ids(
+    method: PruningMethod, start: int, kept: Tensor, n_visual: int, n_text: int
+) -> Tensor:
+    """Positions of the pruned prompt by the method's convention: with gaps, or renumbered."""
+    end = start + n_visual
+    gapped = torch.cat([torch.arange(start), start + kept, torch.arange(end, end + n_text)])
+    return gapped if method.positions == "original" else torch.arange(len(gapped))
 
 
 def assert_same_tokens(
@@ -106,8 +158,19 @@ def crops_layout(n_crops: int, n_tokens: int) -> TokenLayout:
     )
 
 
-def single_view(features: Tensor, **signals: Tensor) -> View:
+def crops_image(
+    features: Tensor, project: Callable[[Tensor], Tensor] | None = None, **signals: Tensor
+) -> ImageTokens:
+    """Crops ``[B, N, d]`` as one image, with signals ``[B, N, ...]`` given as tensors."""
+    offered = {name: lambda value=value: value for name, value in signals.items()}
+    offered["tile_features"] = lambda: features
+    layout = crops_layout(*features.shape[:2])
+    return ImageTokens(features.flatten(0, 1), layout, ("sample", 0), offered, project=project)
+
+
+def single_view(
+    features: Tensor, project: Callable[[Tensor], Tensor] | None = None, **signals: Tensor
+) -> View:
     """One view whose tokens are the rows of ``features``, with signals given as tensors."""
-    return View(
-        "base", features, torch.arange(len(features)), None, ("sample", 0, 0), signals.__getitem__
-    )
+    index = torch.arange(len(features))
+    return View("base", features, index, None, ("sample", 0, 0), signals.__getitem__, project)
