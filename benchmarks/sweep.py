@@ -69,7 +69,9 @@ def _run(out: Path, arguments: list[str]) -> None:
     if not (out / ".cache").exists():
         (out / ".cache").symlink_to(cache)
     command = [sys.executable, ROOT / "run.py", *arguments, f"paths.results={out}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
 
@@ -78,7 +80,9 @@ def _timed(out: Path, way) -> dict[str, float]:
     start, cpu = time.perf_counter(), _cpu()
     way(out)
     seconds, cpu = time.perf_counter() - start, _cpu() - cpu
-    results = [json.loads(f.read_text()) for f in out.glob("runs/*/*/*/result.json")]
+    results = [
+        json.loads(f.read_text(encoding="utf-8")) for f in out.glob("runs/*/*/*/result.json")
+    ]
     work = [r["counters"]["accuracy_pass"]["latency_s"] * r["n_samples"] for r in results]
     cells = sum(r["wall_s"] for r in results)
     return {
@@ -100,7 +104,7 @@ def _cpu() -> float:
 def _answers(out: Path) -> dict[str, list]:
     found = {}
     for file in out.glob("runs/*/*/*/samples.jsonl"):
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         found[file.parent.name] = [(r["doc_id"], r["answer"], r["generated_tokens"]) for r in rows]
     return found
 

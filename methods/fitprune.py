@@ -29,7 +29,7 @@ from vtprune.methods.registry import register
 def published_recipes() -> dict[int, tuple[int, ...]]:
     """Deletions per layer by percentage, as released for LLaVA-1.5-7B."""
     recipes: dict[int, list[int]] = {}
-    text = files("methods").joinpath("data/fitprune_llava15_7b.csv").read_text()
+    text = files("methods").joinpath("data/fitprune_llava15_7b.csv").read_text(encoding="utf-8")
     for row in csv.DictReader(text.splitlines()):
         recipes.setdefault(int(row["recipe_percent"]), []).append(int(row["n_delete"]))
     return {percent: tuple(counts) for percent, counts in recipes.items()}

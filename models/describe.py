@@ -33,7 +33,7 @@ def describe(path: str | Path) -> Described:
     file = Path(path).expanduser()
     file = file / "config.json" if file.is_dir() else file
     try:
-        data = json.loads(file.read_text())
+        data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"cannot read the architecture {file}: {error}") from error
     config = data.get("config", data)

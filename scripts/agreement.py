@@ -73,13 +73,13 @@ def _forms(options: argparse.Namespace, names: list[str]) -> Iterator[agreement.
 
 def _cells(options: argparse.Namespace, names: list[str]) -> Iterator[agreement.Agreement]:
     for file in sorted(options.cells.glob("runs/*/*/*/result.json")):
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
         asked = result["identity"]["bench"]
         whole = asked["limit"] is None and asked["indices"] is None and not result["n_failed"]
         usable = result["engine"] == "lmms_eval" and result["data"] == "mini" and whole
         if result["bench"] not in names or not usable:
             continue
-        lines = (file.parent / "samples.jsonl").read_text().splitlines()
+        lines = (file.parent / "samples.jsonl").read_text(encoding="utf-8").splitlines()
         answers = {s["doc_id"]: s["answer"] for s in map(json.loads, lines)}
         label = f"{result['model']} {result['method']} {result['ratio']:g}"
         with _quiet():

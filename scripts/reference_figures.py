@@ -33,13 +33,16 @@ def main() -> int:
     )
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     options = parser.parse_args()
-    found = [json.loads(f.read_text()) for f in options.results.glob("runs/*/*/*/result.json")]
+    found = [
+        json.loads(f.read_text(encoding="utf-8"))
+        for f in options.results.glob("runs/*/*/*/result.json")
+    ]
     rows = [row(result) for result in found if usable(result)]
     if not rows:
         print(f"error: no unpruned run on drawn data below {options.results}", file=sys.stderr)
         return 1
     file = gate.PUBLISHED / "embedded_baselines.csv"
-    with file.open("w", newline="") as stream:
+    with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda r: (r["engine"], r["bench"])))

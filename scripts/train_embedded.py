@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         report = stages.run(stage, args)
         report = {"stage": stage, "minutes": round((time.time() - began) / 60, 2), **report}
         args.out.mkdir(parents=True, exist_ok=True)
-        with (args.out / "log.jsonl").open("a") as log:
+        with (args.out / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(report) + "\n")
         print(json.dumps(report), flush=True)
 

@@ -64,7 +64,7 @@ def _shown(options: argparse.Namespace) -> tuple[list[str], list[float], list[st
         benches, ratios = list(table.benches), {r.ratio for r in table.rows}
     else:
         files = options.results.glob("runs/*/*/*/result.json")
-        cells = [json.loads(file.read_text()) for file in files]
+        cells = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         benches, ratios = sorted({c["bench"] for c in cells}), {float(c["ratio"]) for c in cells}
     if options.bench:
         benches = options.bench.split(",")

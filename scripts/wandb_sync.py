@@ -24,7 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text())
+    default = yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text(encoding="utf-8"))
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--online", action="store_true")
     for name in ("project", "entity", "group"):

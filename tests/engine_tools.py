@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def bench_config(name: str, **changes: Any) -> dict[str, Any]:
     """conf/bench/<name>.yaml as plain data."""
-    return {**yaml.safe_load((ROOT / "conf/bench" / f"{name}.yaml").read_text()), **changes}
+    return {
+        **yaml.safe_load((ROOT / "conf/bench" / f"{name}.yaml").read_text(encoding="utf-8")),
+        **changes,
+    }
 
 
 def job(
@@ -73,4 +76,7 @@ def oracle(rows: Sequence[dict[str, Any]]) -> Scripted:
 
 
 def entries(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    ]

@@ -99,8 +99,8 @@ def put(results: Path, cell: spec.Wanted, scores: np.ndarray, **changes: Any) ->
     name = f"{cell.row.method}-{cell.row.ratio:g}-{made['key'][:8]}"
     folder = results / "runs" / cell.bench / made["model"] / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "samples.jsonl").write_text(journal(scores))
-    (folder / "result.json").write_text(json.dumps(made))
+    (folder / "samples.jsonl").write_text(journal(scores), encoding="utf-8")
+    (folder / "result.json").write_text(json.dumps(made), encoding="utf-8")
     return folder
 
 

@@ -75,7 +75,7 @@ def stored(results: Path, name: str = "a", **identity: object) -> Path:
     whole |= {k: v for k, v in config()["method"].items() if k in recipes.SEARCH_OPTIONS}
     path = folder / f"{name}.json"
     content = {"identity": {**whole, **identity}, "fractions": [0.25, 0.5], "samples": 4}
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
@@ -116,7 +116,9 @@ def test_calibrate_then_run_a_cell_from_the_command_line(tmp_path):
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "run.py", *common, *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=300, encoding="utf-8"
+        )
 
     missing = run("method.recipe=calibrated", "bench.limit=4")
     assert missing.returncode == 2 and "task=calibrate" in missing.stderr
@@ -126,7 +128,7 @@ def test_calibrate_then_run_a_cell_from_the_command_line(tmp_path):
     used = run("method.recipe=calibrated", "bench.limit=4")
     assert used.returncode == 0, used.stderr
     assert "recipe calibrated on 4 samples" in used.stdout
-    result = json.loads(next(tmp_path.glob("runs/**/result.json")).read_text())
+    result = json.loads(next(tmp_path.glob("runs/**/result.json")).read_text(encoding="utf-8"))
     assert result["counters"]["removal"] == pytest.approx(0.5, abs=0.01)
     impossible = run("task=calibrate", "ratio=0.95")
     assert impossible.returncode != 0

@@ -186,7 +186,7 @@ def test_a_stored_cell_has_no_part_besides(tmp_path):
     prepared = settings.prepare(config)
     store = Store(tmp_path, prepared.cell)
     store.open(config)
-    stored = yaml.safe_load((store.folder / "cell.yaml").read_text())
+    stored = yaml.safe_load((store.folder / "cell.yaml").read_text(encoding="utf-8"))
     assert stored["key"] == prepared.cell.key
     known = {part for made in every_identity().values() for part in leaves(made)}
     assert set(leaves(stored["identity"])) <= known
@@ -274,7 +274,9 @@ VALID = {"model.prompt.vlmevalkit": "qwen2vl", "bench.others": {"x": {"scale": 1
 def options() -> dict[str, Any]:
     """Every option of the plain request's config, loggers included."""
     config = inputs("plain").config
-    config["logger"] = yaml.safe_load((ROOT / "conf" / "logger" / "wandb.yaml").read_text())
+    config["logger"] = yaml.safe_load(
+        (ROOT / "conf" / "logger" / "wandb.yaml").read_text(encoding="utf-8")
+    )
     return leaves(config)
 
 

@@ -39,15 +39,15 @@ def test_a_cell_is_stored_printed_and_not_run_twice(run, tmp_path):
     assert (status, err) == (0, "")
     assert "gprune" in out and "mini" in out and "results: " in out
     (folder,) = cells(tmp_path)
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert result["key"].startswith(folder.name.rpartition("-")[2])
     assert (result["data"], result["n_samples"], result["n_failed"]) == ("mini", 6, 0)
     assert result["counters"]["removal"] == 0.5
     assert set(result["counters"]["macs"]) >= {"vision", "projector", "selection", "llm", "total"}
     assert result["peak_memory"]["rss"] > 0 and result["provenance"]["versions"]["torch"]
-    described = yaml.safe_load((folder / "cell.yaml").read_text())
+    described = yaml.safe_load((folder / "cell.yaml").read_text(encoding="utf-8"))
     assert described["identity"]["method"]["ratio"] == 0.5
-    assert (folder / "log.txt").read_text()
+    assert (folder / "log.txt").read_text(encoding="utf-8")
 
     before = (folder / "result.json").stat().st_mtime_ns
     status, out, _ = run("method=gprune", "ratio=0.5")
@@ -62,15 +62,18 @@ def test_a_cell_is_stored_printed_and_not_run_twice(run, tmp_path):
 def test_an_interrupted_cell_continues_where_it_was(run, tmp_path):
     run("method=random", "ratio=0.5")
     (folder,) = cells(tmp_path)
-    lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)
-    first = json.loads((folder / "result.json").read_text())
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    first = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     (folder / "result.json").unlink()
-    (folder / "samples.jsonl").write_text("".join(lines[:4]) + lines[4][:30])
+    (folder / "samples.jsonl").write_text("".join(lines[:4]) + lines[4][:30], encoding="utf-8")
     status, out, _ = run("method=random", "ratio=0.5")
     assert status == 0 and "continuing after 4 answered samples" in out
-    second = json.loads((folder / "result.json").read_text())
+    second = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert second["resumed_after"] == 4 and second["score"] == first["score"]
-    again = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    again = [
+        json.loads(line)
+        for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [s["answer"] for s in again] == [json.loads(line)["answer"] for line in lines]
 
 
@@ -120,11 +123,11 @@ def test_a_method_class_from_elsewhere(run, tmp_path):
 def test_paths_of_this_machine_come_from_an_untracked_file(checkpoint, tmp_path, capsys):
     (tmp_path / "conf/local").mkdir(parents=True)
     lines = f"paths: {{results: {tmp_path}/elsewhere}}\nmodel: {{path: {checkpoint}}}\n"
-    (tmp_path / "conf/local/default.yaml").write_text(lines)
+    (tmp_path / "conf/local/default.yaml").write_text(lines, encoding="utf-8")
     conf = ["--config-dir", str(tmp_path / "conf")]
     assert cli.main([*conf, "bench.limit=1", "data.samples=6"]) == 0
     assert len(cells(tmp_path / "elsewhere")) == 1
-    (tmp_path / "conf/local/default.yaml").write_text("paths: {result: /x}\n")
+    (tmp_path / "conf/local/default.yaml").write_text("paths: {result: /x}\n", encoding="utf-8")
     assert cli.main(conf) == 2
     assert "did you mean 'paths.results'?" in capsys.readouterr().err
 
@@ -146,7 +149,7 @@ def test_a_local_copy_of_hub_data_is_read_and_named_hub(run, tmp_path):
     status, out, err = run(*options, f"data.root={tmp_path}/copy")
     assert (status, err) == (0, "")
     assert " hub " in out and "not the benchmark" not in out
-    results = [json.loads((f / "result.json").read_text()) for f in cells(tmp_path)]
+    results = [json.loads((f / "result.json").read_text(encoding="utf-8")) for f in cells(tmp_path)]
     assert sorted(r["data"] for r in results) == ["hub", "mini"]
 
 
@@ -164,7 +167,7 @@ def test_a_failed_sample_marks_the_cell(run, tmp_path, monkeypatch):
     status, out, _ = run("method=random", "ratio=0.5")
     assert status == 0 and "5/6" in out and "some samples failed" in out
     (folder,) = cells(tmp_path)
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert result["n_failed"] == 1
     assert result["failures"] == [{"doc_id": 3, "error": "RuntimeError: out of memory"}]
 
@@ -175,6 +178,6 @@ def test_a_published_label_gives_the_row_its_ratio_and_the_record_the_true_mean(
     assert "is ratio 0.8889 by its label" in capsys.readouterr().err
     assert cli.main(base) == 0
     (file,) = tmp_path.glob("runs/*/*/*/result.json")
-    result = json.loads(file.read_text())
+    result = json.loads(file.read_text(encoding="utf-8"))
     assert result["ratio"] == 0.8889
     assert result["counters"]["removal"] < 0.8

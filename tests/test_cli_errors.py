@@ -35,7 +35,7 @@ def run(*arguments, **environment):
         env={**os.environ, **nowhere, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60, encoding="utf-8",
     )
 
 
@@ -43,7 +43,7 @@ def run(*arguments, **environment):
 def checkpoint(tmp_path_factory):
     """A folder that passes every check made before the model is loaded."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    (folder / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava"}), encoding="utf-8")
     (folder / "model.safetensors").write_bytes(b"")
     return folder
 
@@ -51,7 +51,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stranger")
-    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
     return folder
 
 

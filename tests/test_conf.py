@@ -55,7 +55,7 @@ def test_a_methods_config_equals_its_dataclass(name):
 
 @pytest.mark.parametrize("name", methods.available())
 def test_a_methods_config_says_what_each_option_is(name):
-    text = (CONF / "method" / f"{name}.yaml").read_text()
+    text = (CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8")
     assert text.startswith("#")
     for line in text.splitlines():
         if line and not line.startswith(("#", "name:", " ", "-")):
@@ -87,7 +87,7 @@ def test_a_model_config_has_the_same_keys_as_all_others(name):
 
 
 def test_the_demo_compares_three_methods():
-    entry = yaml.safe_load((CONF / "experiment" / "demo.yaml").read_text())
+    entry = yaml.safe_load((CONF / "experiment" / "demo.yaml").read_text(encoding="utf-8"))
     assert entry["hydra"]["sweeper"]["params"]["method"] == "none,random,gprune"
 
 

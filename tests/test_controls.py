@@ -79,13 +79,13 @@ def test_the_experiment_fills_the_extended_table(tmp_path):
     small = ["bench.limit=2", "data.samples=4"]
     line = [sys.executable, "run.py", "-m", "experiment=controls", "table=mini_table3", *small]
     line += [f"paths.results={tmp_path}", "progress=false"]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     table = controls.extend(spec.load("mini_table3", {"bench.limit": 2, "data.samples": 4}))
     assert {cell.status for cell in lookup.find(table, tmp_path)} == {lookup.DONE}
     line = [sys.executable, "scripts/tables.py", "table=mini_table3", "controls=true", *small]
     line.append(f"results={tmp_path}")
-    shown = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    shown = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert shown.returncode == 0, shown.stderr
     for label in ("No picture", "Uniform", "Average pooling", "Smaller picture", "Random"):
         assert label in shown.stdout

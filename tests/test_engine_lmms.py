@@ -171,7 +171,7 @@ def test_after_kill_9_only_the_rest_is_asked(run, tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment)
     assert done.returncode == -signal.SIGKILL
     assert [e["doc_id"] for e in tools.entries(tmp_path)] == [0, 1, 2, 3, 4]
-    with (tmp_path / "samples.jsonl").open("a") as stream:
+    with (tmp_path / "samples.jsonl").open("a", encoding="utf-8") as stream:
         stream.write('{"doc_id": 5, "answer": "hal')  # what a kill in the middle of a write leaves
     outcome, answerer = run(tools.oracle, batch_size=1)
     assert [q.doc_id for q in answerer.asked] == [5, 6, 7, 8, 9, 10, 11]

@@ -54,7 +54,7 @@ def oracle(name, folder, samples=8):
 
     csv.field_size_limit(2**30)
     file = tables.build(tools.config(name)["mini"], entry(name)["table"], folder, 0, samples)
-    with file.open(newline="") as stream:
+    with file.open(newline="", encoding="utf-8") as stream:
         answers = [row["answer"] for row in csv.DictReader(stream, delimiter="\t")]
     first = [ast.literal_eval(a)[0] if a.startswith("[") else a for a in answers]
     return Scripted(lambda question: first[question.doc_id])
@@ -141,7 +141,7 @@ def test_long_answers_and_formulas_reach_the_scorer_whole(tmp_path):
     assert len(outcome.samples[0]["answer"]) > 32767
     (file,) = tmp_path.rglob("model_OCRBench.tsv")
     csv.field_size_limit(2**30)
-    with file.open(newline="") as stream:
+    with file.open(newline="", encoding="utf-8") as stream:
         said = [row["prediction"] for row in csv.DictReader(stream, delimiter="\t")]
     assert said[0] == (LONG + "1507").strip() and said[1] == 'x\ty\n"z"'
 
@@ -192,7 +192,7 @@ assert OverridesParser.create().parse_overrides(["a=[1,2]"])[0].value() == [1, 2
 def test_the_import_leaves_tls_and_logging_alone_and_hydra_still_parses(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "HOME": str(tmp_path)},
+        env={**os.environ, "HOME": str(tmp_path)}, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert not (tmp_path / "LMUData").exists(), "a data folder appeared in the home directory"
@@ -284,14 +284,18 @@ def test_after_kill_9_only_the_rest_is_asked(tmp_path):
     outcome = run(tmp_path, "pope", answerer, batch_size=1)
     assert [question.doc_id for question in answerer.asked] == [5, 6, 7]
     assert outcome.metrics["Overall/acc"] == 100
-    lines = (tmp_path / "samples.jsonl").read_text().splitlines()
+    lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["doc_id"] for line in lines] == list(range(8))
 
 
 def test_pip_check_complains_about_this_package_only():
     """It is installed without its own pins, two of which would break Hydra."""
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "check"], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-m", "pip", "check"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        encoding="utf-8",
     )
     known = ("ms-vlmeval ", "decord ", "No broken")  # decord's wheel carries an old platform tag
     other = [line for line in done.stdout.splitlines() if not line.startswith(known)]

@@ -105,8 +105,11 @@ def test_curves_hold_every_finished_cell_and_the_baseline(grid):
 def test_cells_that_are_counted_otherwise_have_no_place_on_the_axis(grid, tmp_path):
     before = {(p.label, p.ratio) for p in curves.points(grid, "gqa")}
     for file in tmp_path.glob("runs/gqa/*/gprune-0.5-*/samples.jsonl"):
-        entries = [{**json.loads(x), "pruning": None} for x in file.read_text().splitlines()]
-        file.write_text("".join(json.dumps(e) + "\n" for e in entries))
+        entries = [
+            {**json.loads(x), "pruning": None}
+            for x in file.read_text(encoding="utf-8").splitlines()
+        ]
+        file.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
     left = {(p.label, p.ratio) for p in curves.points(grid, "gqa")}
     assert before - left == {("G-Prune", 0.5)}
 

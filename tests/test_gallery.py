@@ -12,12 +12,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 
 
 def test_the_page_has_an_entry_for_every_method_and_no_other():
-    found = re.findall(r"^## (\w+):", PAGE.read_text(), re.MULTILINE)
+    found = re.findall(r"^## (\w+):", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert found == methods.available(), "run python scripts/gallery.py"
 
 
 def test_the_entries_are_those_of_the_present_docstrings():
-    text = PAGE.read_text()
+    text = PAGE.read_text(encoding="utf-8")
     for name in methods.available():
         first = inspect.getdoc(methods.get(name)).splitlines()[0]
         assert first in text, f"{name}: run python scripts/gallery.py"

@@ -25,7 +25,7 @@ def published(tmp_path):
     ]  # fmt: skip
     folder = tmp_path / "published"
     folder.mkdir()
-    with (folder / "baselines.csv").open("w", newline="") as stream:
+    with (folder / "baselines.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([FIELDS.split(), *rows])
     return folder
 
@@ -90,7 +90,7 @@ def store(folder, made):
     place = folder / "runs/gqa/m" / name
     place.mkdir(parents=True)
     made["directory"] = str(place)
-    (place / "result.json").write_text(json.dumps(made))
+    (place / "result.json").write_text(json.dumps(made), encoding="utf-8")
     return made
 
 
@@ -121,7 +121,7 @@ def test_every_status_but_passed_puts_a_mark_behind_a_pruned_score():
 
 def test_drawn_data_must_be_the_very_same(published, tmp_path):
     fields = ["m@1", "mini:abc", "gqa", "exact_match", "70", "%", "2", "yes", "lmms_eval", "p", "s"]
-    with (published / "own_baselines.csv").open("w", newline="") as stream:
+    with (published / "own_baselines.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([FIELDS.split(), [*fields, ""]])
     gate._published.cache_clear()
     made = result(metrics={"exact_match": 0.71}, data="mini", checkpoint_id="m@1")
@@ -143,7 +143,7 @@ def test_the_shipped_model_has_reference_figures_of_its_own():
 
 def rows():
     for file in sorted(gate.PUBLISHED.glob("*baselines.csv")):
-        with file.open(newline="") as stream:
+        with file.open(newline="", encoding="utf-8") as stream:
             yield from csv.DictReader(stream)
 
 
@@ -164,7 +164,7 @@ def test_published_rows_name_existing_benchmarks_metrics_and_checkpoints():
 
 
 def test_the_papers_baseline_row_is_in_the_gate():
-    with (gate.PUBLISHED / "gprune_table1.csv").open(newline="") as stream:
+    with (gate.PUBLISHED / "gprune_table1.csv").open(newline="", encoding="utf-8") as stream:
         printed = {r["benchmark"]: r["value"] for r in csv.DictReader(stream)
                    if r["method"] == "baseline"}  # fmt: skip
     ours = {r["bench"]: r["value"] for r in rows() if "Table 1" in r["source"]}

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def headline() -> list[str]:
-    section = (ROOT / "README.md").read_text().partition("## The main command")[2]
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The main command")[2]
     return shlex.split(re.search(r"^ {4}(python run\.py .+)$", section, re.M)[1])
 
 
@@ -24,10 +24,12 @@ def test_the_main_command_runs_and_stores_what_it_prints(tmp_path):
     program, *arguments = headline()
     assert program == "python"
     command = [sys.executable, *arguments, "bench.limit=8", f"paths.results={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, encoding="utf-8"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     (file,) = tmp_path.glob("runs/textvqa/embedded/gprune-0.9-*/result.json")
-    result = json.loads(file.read_text())
+    result = json.loads(file.read_text(encoding="utf-8"))
     assert result["n_samples"] == 8 and result["n_failed"] == 0 and result["data"] == "mini"
     assert 0.89 < result["counters"]["removal"] < 0.92
     for part in ("gprune", "mini", f"{result['score']:.2f}", "not the benchmark", str(file.parent)):

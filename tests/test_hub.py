@@ -58,7 +58,7 @@ def cached_dataset(home, commit, when=0.0):
     folder = home / "datasets/org___data/default/0.0.0" / commit
     folder.mkdir(parents=True)
     file = folder / "dataset_info.json"
-    file.write_text("{}")
+    file.write_text("{}", encoding="utf-8")
     if when:
         import os
 
@@ -68,10 +68,10 @@ def cached_dataset(home, commit, when=0.0):
 def cached_model(home, commit=COMMIT):
     base = home / "hub/models--org--model"
     (base / "refs").mkdir(parents=True)
-    (base / "refs/main").write_text(commit)
+    (base / "refs/main").write_text(commit, encoding="utf-8")
     folder = base / "snapshots" / commit
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text('{"model_type": "llava"}')
+    (folder / "config.json").write_text('{"model_type": "llava"}', encoding="utf-8")
     (folder / "model.safetensors").write_bytes(b"x")
     return folder
 
@@ -127,7 +127,7 @@ def test_a_cached_model_needs_no_network(tmp_path):
 def test_a_half_downloaded_model_is_not_complete(tmp_path):
     folder = cached_model(tmp_path)
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     assert hub._missing_shards(folder) == ["model-2.safetensors"]
 
 

@@ -17,8 +17,8 @@ from vtprune.harness.store import lease
 def _age(folder, seconds):
     """Move the renewal of the newest lease into the past, and make its holder unknowable."""
     file = max(folder.glob("lease.*"), key=lambda f: int(f.suffix[1:]))
-    owner = json.loads(file.read_text())
-    file.write_text(json.dumps({**owner, "host": "elsewhere", "slurm": None}))
+    owner = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**owner, "host": "elsewhere", "slurm": None}), encoding="utf-8")
     past = time.time() - seconds
     os.utime(file, (past, past))
 
@@ -38,7 +38,7 @@ def test_numbers_never_come_twice_until_the_cell_is_finished(tmp_path):
         held = lease.acquire(tmp_path)
         assert held.number == number
         held.release(False)
-    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / "result.json").write_text("{}", encoding="utf-8")
     lease.acquire(tmp_path).release(finished=True)
     assert [f.name for f in tmp_path.iterdir()] == ["result.json"]
 

@@ -16,13 +16,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_documented_method_passes_the_contract(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "adding-a-method.md").read_text()
+    text = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
     assert len(code.splitlines()) <= 40
     package = tmp_path / "my_pkg"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "my_file.py").write_text(code)
+    (package / "my_file.py").write_text(code, encoding="utf-8")
     command = re.search(r"pytest (tests/contract --method \S+)", text).group(1).split()
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run(
@@ -31,7 +31,7 @@ def test_the_documented_method_passes_the_contract(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        check=False,
+        check=False, encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "100%" in done.stdout

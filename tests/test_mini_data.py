@@ -103,7 +103,7 @@ def test_a_second_build_writes_nothing_and_another_size_everything(tmp_path):
     assert mini.build("pope", tmp_path, n=4) == folder
     assert file.stat().st_mtime_ns == before
     mini.build("pope", tmp_path, n=6)
-    assert json.loads((folder / ".pope.json").read_text())["n"] == 6
+    assert json.loads((folder / ".pope.json").read_text(encoding="utf-8"))["n"] == 6
     assert file.stat().st_mtime_ns != before
 
 

@@ -33,12 +33,14 @@ class FirstTokens(TokenMethod):
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """A directory that looks like an installed package with an entry point."""
-    (tmp_path / "elsewhere.py").write_text(MODULE)
+    (tmp_path / "elsewhere.py").write_text(MODULE, encoding="utf-8")
     info = tmp_path / "elsewhere-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n", encoding="utf-8"
+    )
     group = "[visual_token_pruning.methods]\nfirst_tokens = elsewhere:FirstTokens\n"
-    (info / "entry_points.txt").write_text(group)
+    (info / "entry_points.txt").write_text(group, encoding="utf-8")
     return tmp_path
 
 
@@ -46,7 +48,7 @@ def run(package: Path, *command: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{ROOT}"}
     return subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True,
-        timeout=300,
+        timeout=300, encoding="utf-8",
     )  # fmt: skip
 
 
@@ -64,7 +66,9 @@ def test_a_class_path_runs_from_the_command_line(package):
         "bench.limit=4", f"paths.results={package / 'results'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    result = json.loads(next((package / "results").glob("runs/**/result.json")).read_text())
+    result = json.loads(
+        next((package / "results").glob("runs/**/result.json")).read_text(encoding="utf-8")
+    )
     assert result["method"] == "FirstTokens"
     assert result["identity"]["method"]["power"] == 2
     assert result["counters"]["removal"] == pytest.approx(0.5)
@@ -83,26 +87,30 @@ def test_a_wrong_option_of_an_outside_method_names_the_nearest(package):
 @pytest.mark.slow
 def test_the_documented_line_finds_a_method_by_its_entry_point(tmp_path):
     """The package and the line are those of docs/adding-a-method.md, as printed there."""
-    text = (ROOT / "docs" / "adding-a-method.md").read_text()
+    text = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
     folder = tmp_path / "my_pkg"
     folder.mkdir()
     (folder / "__init__.py").touch()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
-    (folder / "my_file.py").write_text(code)
+    (folder / "my_file.py").write_text(code, encoding="utf-8")
     declared = re.search(r"```toml\n(.*?)```", text, re.DOTALL).group(1)
     entries = tomllib.loads(declared)["project"]["entry-points"]["visual_token_pruning.methods"]
     info = tmp_path / "my_pkg-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_pkg\nVersion: 1.0\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: my_pkg\nVersion: 1.0\n", encoding="utf-8"
+    )
     points = "\n".join(f"{name} = {place}" for name, place in entries.items())
-    (info / "entry_points.txt").write_text(f"[visual_token_pruning.methods]\n{points}\n")
+    (info / "entry_points.txt").write_text(
+        f"[visual_token_pruning.methods]\n{points}\n", encoding="utf-8"
+    )
     lines = re.findall(r"python (run\.py method\.name=[^`\n]*)", text)
     assert len(lines) == 2, "the plain line, and the one with an option"
     for number, line in enumerate(lines):
         results = tmp_path / f"results{number}"
         done = run(tmp_path, *line.split(), "bench.limit=4", f"paths.results={results}")
         assert done.returncode == 0, done.stderr
-        result = json.loads(next(results.glob("runs/**/result.json")).read_text())
+        result = json.loads(next(results.glob("runs/**/result.json")).read_text(encoding="utf-8"))
         assert result["method"] == result["identity"]["method"]["name"] == "my_pruner"
         assert result["identity"]["method"].get("power", 1.0) == (0.5 if "power" in line else 1.0)
         assert result["counters"]["removal"] == pytest.approx(0.9, abs=0.01)

@@ -80,7 +80,7 @@ def test_a_run_without_it_names_the_command(tmp_path):
 def prepared(home: Path, dataset: str, config: str, commit: str = COMMIT) -> Path:
     folder = home / "datasets" / dataset.replace("/", "___") / config / "0.0.0" / commit
     folder.mkdir(parents=True)
-    (folder / "dataset_info.json").write_text("{}")
+    (folder / "dataset_info.json").write_text("{}", encoding="utf-8")
     (folder / "data.arrow").write_bytes(b"x" * 2000)
     return folder
 

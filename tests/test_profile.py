@@ -41,11 +41,14 @@ def request(name: str, method: str = "gprune", ratio: float = 0.7, **changes) ->
 def test_every_published_model_has_an_architecture():
     named = {f.stem for f in FILES}
     for file in (ROOT / "conf" / "model").glob("*.yaml"):
-        entry = yaml.safe_load(file.read_text())
+        entry = yaml.safe_load(file.read_text(encoding="utf-8"))
         if entry.get("hub"):
             assert f"{file.stem}.json" in entry["architecture"] and file.stem in named
-            assert json.loads((FILES[0].parent / f"{file.stem}.json").read_text())["source"] == (
-                entry["hub"]
+            assert (
+                json.loads((FILES[0].parent / f"{file.stem}.json").read_text(encoding="utf-8"))[
+                    "source"
+                ]
+                == (entry["hub"])
             )
 
 
@@ -143,7 +146,7 @@ def test_pictures_are_drawn_from_a_result_folder(tmp_path):
     }  # fmt: skip
     folder = timing_run._folder(timed, tmp_path)
     folder.mkdir(parents=True)
-    (folder / "timing.json").write_text(json.dumps(timed))
+    (folder / "timing.json").write_text(json.dumps(timed), encoding="utf-8")
     bars = figures.bars(tmp_path)
     assert [b.label for b in bars] == ["unpruned", "gprune 0.5", "gprune 0.9"]
     assert [(p.stage, p.predicted, p.measured) for p in figures.points(tmp_path)] == [

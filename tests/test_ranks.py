@@ -31,7 +31,7 @@ def start(results: Path, *arguments: str, processes: int = 1) -> subprocess.Pope
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment,
+        env=environment, encoding="utf-8",
     )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def run(results: Path, *, processes: int = 1) -> subprocess.CompletedProcess:
 
 
 def stored(results: Path) -> tuple[dict, list[dict]]:
-    result = json.loads(next(results.glob("runs/**/result.json")).read_text())
+    result = json.loads(next(results.glob("runs/**/result.json")).read_text(encoding="utf-8"))
     return result, read_journal(next(results.glob("runs/**/samples.jsonl")))
 
 
@@ -69,7 +69,7 @@ def test_journals_a_killed_group_left_behind_are_folded_in(tmp_path):
         group = ranks.Ranks(rank, 2, rank)
         with Journal(group.journal(tmp_path)) as journal:
             journal.append({"doc_id": rank, "answer": "a", "error": None})
-    with group.journal(tmp_path).open("a") as stream:
+    with group.journal(tmp_path).open("a", encoding="utf-8") as stream:
         stream.write('{"doc_id": 7, "ans')  # the line being written when the process was killed
     assert ranks.fold(tmp_path, tmp_path / "samples.jsonl") == 2
     assert [e["doc_id"] for e in read_journal(tmp_path / "samples.jsonl")] == [0, 1]
@@ -219,7 +219,9 @@ def test_a_group_sweeps_waits_for_a_cell_held_elsewhere_and_goes_on(tmp_path):
     assert "later: " in out and "computed right now" in out
     assert "sweep: 3 cells, 2 done, 1 failed" in out and out.count("sweep: ") == 1
     assert err.count("failed: ") == 1 and "ratio must be" in err
-    results = [json.loads(f.read_text()) for f in tmp_path.glob("runs/*/*/*/result.json")]
+    results = [
+        json.loads(f.read_text(encoding="utf-8")) for f in tmp_path.glob("runs/*/*/*/result.json")
+    ]
     assert [r["processes"] for r in results] == [2, 2]
     assert [len(read_journal(f)) for f in tmp_path.glob("runs/*/*/*/samples.jsonl")] == [11, 11]
 

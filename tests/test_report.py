@@ -28,28 +28,28 @@ def made(tmp_path):
     table = spec.load("mini_table2")
     tools.fill(tmp_path, table)
     for file in tmp_path.glob("runs/*/*/*/samples.jsonl"):
-        entries = [json.loads(line) for line in file.read_text().splitlines()]
+        entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         for entry in entries:
             entry |= {"prompt": f"question {entry['doc_id']} {EVIL}", "reference": EVIL,
                       "answer": f"{entry['answer']} {EVIL}"}  # fmt: skip
-        file.write_text("".join(json.dumps(e) + "\n" for e in entries))
+        file.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
         (file.parent / "cell.yaml").write_text(
-            "config: {engine: {name: e}, bench: {engines: {e: {table: none}}}}"
+            "config: {engine: {name: e}, bench: {engines: {e: {table: none}}}}", encoding="utf-8"
         )
     text = page.build(analysis.build(table, tmp_path), tmp_path, limit=10)
     file = tmp_path / "report.html"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     return file
 
 
 def test_the_page_needs_no_other_file(made):
-    text = made.read_text()
+    text = made.read_text(encoding="utf-8")
     assert not re.findall(r"""(?:src|href)=["'](?!data:)[^"']*["']""", text.split("<script")[0])
     assert "default-src 'none'" in text and "http" not in re.sub(r"http-equiv", "", text)
 
 
 def test_what_a_model_said_never_becomes_markup(made):
-    text = made.read_text()
+    text = made.read_text(encoding="utf-8")
     assert text.count("<script") == 2 and text.count("</script>") == 2
     assert "<img src=x" not in text
     stored = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
@@ -77,11 +77,11 @@ def test_the_overlay_says_which_tokens_stay():
 def test_the_page_is_the_same_twice(made):
     table = spec.load("mini_table2")
     again = page.build(analysis.build(table, made.parent), made.parent, limit=10)
-    assert again == made.read_text()
+    assert again == made.read_text(encoding="utf-8")
 
 
 def test_the_numbers_can_be_sorted_and_explained(made):
-    text = made.read_text()
+    text = made.read_text(encoding="utf-8")
     assert 'data-sort="' in text and "95 % interval" in text and "McNemar, Holm" in text
 
 
@@ -95,7 +95,7 @@ def browser() -> str:
 def chromium(*arguments):
     line = [browser(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
             "--hide-scrollbars", "--virtual-time-budget=4000", *arguments]  # fmt: skip
-    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -112,12 +112,12 @@ def test_the_page_works_from_a_file_in_chromium(made):
         .map(r => r.cells[2].dataset.sort).join(" ");
       document.body.dataset.wide = document.documentElement.scrollWidth <= innerWidth;
     </script></body>"""
-    made.write_text(made.read_text().replace("</body>", script))
+    made.write_text(made.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
     done = chromium("--window-size=1280,900", "--dump-dom", made.as_uri())
     assert 'data-ready="yes"' in done.stdout, done.stderr[-400:]
     assert "pwned" not in re.search(r"<title>(.*?)</title>", done.stdout)[1]
     assert "&lt;/script&gt;" in done.stdout  # shown as text
-    stored = re.search(r'id="data">(.*?)</script>', made.read_text(), re.DOTALL)[1]
+    stored = re.search(r'id="data">(.*?)</script>', made.read_text(encoding="utf-8"), re.DOTALL)[1]
     first = [s for s in json.loads(stored)["samples"] if s["bench"] == "gqa"]
     assert json.loads(stored)["runs"][2] == "l2 norm only 0.7"
     lost = [s for s in first if s["answers"]["0"]["s"] > 0 and s["answers"]["2"]["s"] == 0]
@@ -139,11 +139,12 @@ def test_nothing_is_wider_than_the_screen_and_a_tap_explains_a_number(made, widt
       parent.postMessage([wide, innerWidth, byId("told").textContent,
         Math.max(...images.map(i => i.getBoundingClientRect().right)), images.length], "*");
     </script></body>"""
-    made.write_text(made.read_text().replace("</body>", script))
+    made.write_text(made.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
     frame = made.with_name("frame.html")
     frame.write_text(
         "<body><script>onmessage = e => document.body.dataset.seen = JSON.stringify(e.data)"
-        f'</script><iframe src="{made.name}" style="width:{width}px;height:900px;border:0">'
+        f'</script><iframe src="{made.name}" style="width:{width}px;height:900px;border:0">',
+        encoding="utf-8",
     )
     done = chromium("--window-size=1400,1000", "--dump-dom", frame.as_uri())
     seen = re.search(r'data-seen="([^"]*)"', done.stdout)

@@ -57,7 +57,7 @@ def run(checkpoint, tmp_path, capsys, monkeypatch):
 
 def scores(folder):
     files = sorted(folder.glob("runs/*/*/*/result.json"))
-    return [(f.parts[-4], json.loads(f.read_text())["n_samples"]) for f in files]
+    return [(f.parts[-4], json.loads(f.read_text(encoding="utf-8"))["n_samples"]) for f in files]
 
 
 def test_each_benchmark_is_a_cell_of_its_own(run, tmp_path):

@@ -46,9 +46,11 @@ def sweep(checkpoint, results, *arguments):
     ])  # fmt: skip
     journals = {}
     for file in results.glob("runs/*/*/*/samples.jsonl"):
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         journals[file.parent.name] = [{k: row[k] for k in KEPT} for row in rows]
-    results = [json.loads(f.read_text()) for f in results.glob("runs/*/*/*/result.json")]
+    results = [
+        json.loads(f.read_text(encoding="utf-8")) for f in results.glob("runs/*/*/*/result.json")
+    ]
     return status, journals, {r["method"]: r["shared_vision"] for r in results}
 
 
@@ -68,7 +70,7 @@ def test_a_single_run_shares_nothing(checkpoint, tmp_path):
     options = [f"model.path={checkpoint}", "data.samples=2", f"paths.results={tmp_path}"]
     assert cli.main([*options, "decoding.max_new_tokens=2"]) == 0
     (result,) = tmp_path.glob("runs/*/*/*/result.json")
-    assert json.loads(result.read_text())["shared_vision"] == 0
+    assert json.loads(result.read_text(encoding="utf-8"))["shared_vision"] == 0
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
@@ -193,6 +195,8 @@ def test_a_full_cache_keeps_what_came_first_and_a_new_scope_empties_it():
 
 def test_the_timing_pass_and_plain_library_use_never_share():
     for file in (ROOT / "harness/timing").rglob("*.py"):
-        assert "sharing" not in file.read_text() and ".shared" not in file.read_text(), file
+        assert "sharing" not in file.read_text(
+            encoding="utf-8"
+        ) and ".shared" not in file.read_text(encoding="utf-8"), file
     with shared(1):
         assert PruningRun(methods.build("none")).shared is None

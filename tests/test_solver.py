@@ -21,7 +21,7 @@ def request_for(tmp_path):
     config = {"model_type": "llava", "image_token_index": 3, "vision_config": vision,
               "text_config": tiny.text_config(**DEEP)}  # fmt: skip
     file = tmp_path / "deep.json"
-    file.write_text(json.dumps({"config": config}))
+    file.write_text(json.dumps({"config": config}), encoding="utf-8")
 
     def make(method: str, options: dict | None = None, **budget):
         return {
@@ -120,7 +120,7 @@ def test_a_stored_timing_of_the_model_predicts_latency(tmp_path):
     config = {"model_type": "llava", "image_token_index": 3, "text_config": text,
               "vision_config": {**tiny.vision_config(), "image_size": 64}}  # fmt: skip
     file = tmp_path / "small.json"
-    file.write_text(json.dumps({"config": config}))
+    file.write_text(json.dumps({"config": config}), encoding="utf-8")
     asked = {
         "model": {"name": "small", "architecture": str(file), "weights": "random", "device": "cpu"},
         "method": {"name": "random"}, "ratio": 0.5, "seed": 0, "image_size": "64x64",
@@ -151,7 +151,7 @@ def test_latency_needs_a_timing_and_follows_from_it(request_for, tmp_path):
     }  # fmt: skip
     folder = tmp_path / "runs" / "timing" / "deep" / "none-0-0"
     folder.mkdir(parents=True)
-    (folder / "timing.json").write_text(json.dumps(stored))
+    (folder / "timing.json").write_text(json.dumps(stored), encoding="utf-8")
     ratio = solver.resolve(config, [])["ratio"]
     assert 0.3 < ratio < 0.5  # half of the prefill's work, much of which is quadratic here
 

@@ -133,13 +133,13 @@ def test_the_key_is_stable_across_processes():
 
 def test_a_torn_last_line_is_dropped_and_other_damage_reported(tmp_path):
     file = tmp_path / "samples.jsonl"
-    file.write_text('{"doc_id": 0}\n{"doc_id": 1}\n{"doc_')
+    file.write_text('{"doc_id": 0}\n{"doc_id": 1}\n{"doc_', encoding="utf-8")
     assert [e["doc_id"] for e in read_journal(file)] == [0, 1]
     assert drop_torn_line(file) and not drop_torn_line(file)
     with Journal(file) as journal:
         journal.append({"doc_id": 2, "answer": "naïve \u2028"})
     assert [e["doc_id"] for e in read_journal(file)] == [0, 1, 2]
-    file.write_text('{"doc_id": 0}\nnonsense\n{"doc_id": 1}\n')
+    file.write_text('{"doc_id": 0}\nnonsense\n{"doc_id": 1}\n', encoding="utf-8")
     with pytest.raises(HarnessError, match="line 2 is damaged"):
         read_journal(file)
 
@@ -162,7 +162,7 @@ def test_a_result_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr("os.replace", crash)
     with pytest.raises(OSError, match="power cut"):
         write_atomic(file, '{"new": 2}')
-    assert json.loads(file.read_text()) == {"old": 1}
+    assert json.loads(file.read_text(encoding="utf-8")) == {"old": 1}
 
 
 def test_a_cell_is_finished_when_and_only_when_its_result_exists(tmp_path):
@@ -185,19 +185,19 @@ def test_force_sets_the_old_run_aside_instead_of_deleting_it(tmp_path):
     store.open(CONFIG, fresh=True)
     assert store.result() is None and store.samples() == []
     (old,) = store.folder.glob("previous-*/result.json")
-    assert json.loads(old.read_text()) == {"score": 1.0}
+    assert json.loads(old.read_text(encoding="utf-8")) == {"score": 1.0}
 
 
 def test_the_fingerprint_follows_content_not_place(tmp_path):
     first = tmp_path / "a"
     first.mkdir()
-    (first / "config.json").write_text("{}")
+    (first / "config.json").write_text("{}", encoding="utf-8")
     (first / "model.safetensors").write_bytes(b"weights")
-    (first / "README.md").write_text("card")
+    (first / "README.md").write_text("card", encoding="utf-8")
     before = checkpoint.fingerprint(first)
     second = tmp_path / "b"
     shutil.copytree(first, second)
-    (second / "README.md").write_text("another card")
+    (second / "README.md").write_text("another card", encoding="utf-8")
     assert checkpoint.fingerprint(second) == before
     (second / "model.safetensors").write_bytes(b"Weights")
     assert checkpoint.fingerprint(second) != before

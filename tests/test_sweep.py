@@ -180,7 +180,7 @@ def test_local_processes_finish_a_sweep_and_list_what_failed(checkpoint, tmp_pat
     assert len(list(tmp_path.glob("runs/textvqa/embedded/*/result.json"))) == 2
     assert not list(tmp_path.glob("runs/textvqa/embedded/*/lease.*"))
     (log,) = tmp_path.glob("multirun/*/*/logs/job-0.log")
-    assert "[0]" in log.read_text()
+    assert "[0]" in log.read_text(encoding="utf-8")
 
 
 def test_a_held_cell_is_refused_in_one_line(checkpoint, tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_a_held_cell_is_refused_in_one_line(checkpoint, tmp_path, capsys):
     assert not result.exists()
     held.release(False)
     assert cli.main(options) == 0
-    assert json.loads(result.read_text())["n_samples"] == 4
+    assert json.loads(result.read_text(encoding="utf-8"))["n_samples"] == 4
 
 
 @pytest.mark.parametrize("name", ["basic", "joblib", "submitit_local", "submitit_slurm",
@@ -220,7 +220,9 @@ def test_values_of_this_cluster_reach_the_launchers_and_no_other_run(tmp_path):
     """What conf/local/default.yaml says of the cluster; one sweep may say otherwise."""
     from hydra import compose, initialize_config_dir
 
-    (tmp_path / "default.yaml").write_text("cluster:\n  partition: gpu\n  mem_gb: 64\n")
+    (tmp_path / "default.yaml").write_text(
+        "cluster:\n  partition: gpu\n  mem_gb: 64\n", encoding="utf-8"
+    )
     shutil.copytree(places.CONF, tmp_path / "conf")
     (tmp_path / "conf/local").mkdir(exist_ok=True)
     (tmp_path / "default.yaml").rename(tmp_path / "conf/local/default.yaml")

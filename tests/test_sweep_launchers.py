@@ -51,7 +51,10 @@ def run(checkpoint, tmp_path, capsys, monkeypatch):
 
 def stored(results):
     files = results.glob("runs/*/*/*/result.json")
-    return {result["ratio"]: result for result in map(json.loads, (f.read_text() for f in files))}
+    return {
+        result["ratio"]: result
+        for result in map(json.loads, (f.read_text(encoding="utf-8") for f in files))
+    }
 
 
 def traces(results):
@@ -96,7 +99,9 @@ def test_a_cell_that_killed_its_workers_goes_on_at_the_next_fill(run, tmp_path):
     assert "2 workers died on it (signal SIGKILL" in first.stderr and "(log: " in first.stderr
     assert "the same command runs the failed ones again" in first.stdout
     (journal,) = tmp_path.glob("runs/*/*/*/samples.jsonl")
-    answered = [json.loads(line)["doc_id"] for line in journal.read_text().splitlines()]
+    answered = [
+        json.loads(line)["doc_id"] for line in journal.read_text(encoding="utf-8").splitlines()
+    ]
     assert len(answered) == len(set(answered)) == 8, "four by each of two workers"
     (state,) = status.cells(status.newest(tmp_path))
     assert (state.name, state.answered) == ("failed", 8)
@@ -120,9 +125,9 @@ def test_failed_samples_are_asked_again_on_request_and_the_others_kept(run, tmp_
     (whole,) = stored(tmp_path).values()
     assert (whole["n_failed"], whole["resumed_after"]) == (0, SAMPLES - 2)
     (journal,) = tmp_path.glob("runs/*/*/*/samples.jsonl")
-    assert len(journal.read_text().splitlines()) == SAMPLES
+    assert len(journal.read_text(encoding="utf-8").splitlines()) == SAMPLES
     (aside,) = tmp_path.glob("runs/*/*/*/previous-*/result.json")
-    assert json.loads(aside.read_text())["n_failed"] == 2
+    assert json.loads(aside.read_text(encoding="utf-8"))["n_failed"] == 2
     assert "nothing to run" in run("-m", *cell, "force=failed").stdout
 
 

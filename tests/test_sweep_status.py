@@ -32,7 +32,7 @@ def submitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("submitted")
     sbatch = folder / "bin/sbatch"
     sbatch.parent.mkdir()
-    sbatch.write_text(SBATCH)
+    sbatch.write_text(SBATCH, encoding="utf-8")
     sbatch.chmod(0o755)
     results = folder / "results"
     with pytest.MonkeyPatch.context() as context:
@@ -47,10 +47,10 @@ def begun(item, answers):
     folder = Path(item.directory)
     folder.mkdir(parents=True)
     lines = [json.dumps({"doc_id": n, "error": None}) + "\n" for n in range(answers)]
-    (folder / "samples.jsonl").write_text("".join(lines))
+    (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
     identity = tools.identity(wanted(item))
     content = {"identity": identity, "config": item.config}
-    (folder / "cell.yaml").write_text(json.dumps(content))
+    (folder / "cell.yaml").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 
@@ -77,7 +77,7 @@ def mixed(submitted):
     begun(plan.items[2], 2)
     outcomes.note(3, DONE, result={"score": 50.0})
     done = tools.put(results, wanted(plan.items[3]), tools.right_wrong(0.5))
-    (done / "cell.yaml").write_text(json.dumps({"config": plan.items[3].config}))
+    (done / "cell.yaml").write_text(json.dumps({"config": plan.items[3].config}), encoding="utf-8")
     yield results, plan
     held.release(False)
 
@@ -114,7 +114,7 @@ def test_the_table_tells_reasons_logs_and_jobs(mixed):
     assert "stopped before it was finished; in SLURM job 4711_0" in text
     done = subprocess.run(
         [sys.executable, ROOT / "scripts/submit.py", "--status", "--results", results],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=60, check=False, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == status.NOT_FINISHED, done.stderr
     assert "1 done, 1 running, 1 failed, 1 interrupted, 17 waiting" in done.stdout
@@ -128,7 +128,7 @@ def test_a_cell_that_a_later_sweep_finished_is_done_for_the_earlier_one_too(mixe
     assert status.cell(plan, 1).name == "failed"
     folder = Path(plan.items[1].directory)
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps({"score": 1.0, "n_failed": 0}))
+    (folder / "result.json").write_text(json.dumps({"score": 1.0, "n_failed": 0}), encoding="utf-8")
     assert status.cell(plan, 1).name == "done"
 
 
@@ -146,8 +146,8 @@ def test_status_works_where_the_store_may_only_be_read(tmp_path, monkeypatch):
 
 def test_a_lease_lasts_as_long_as_its_holder_said(tmp_path):
     held = lease.acquire(tmp_path, expiry=600)
-    owner = json.loads((tmp_path / "lease.1").read_text())
-    (tmp_path / "lease.1").write_text(json.dumps({**owner, "host": "elsewhere"}))
+    owner = json.loads((tmp_path / "lease.1").read_text(encoding="utf-8"))
+    (tmp_path / "lease.1").write_text(json.dumps({**owner, "host": "elsewhere"}), encoding="utf-8")
     past = (tmp_path / "lease.1").stat().st_mtime - 300
     os.utime(tmp_path / "lease.1", (past, past))
     assert lease.holder(tmp_path, expiry=120) is not None

@@ -91,13 +91,13 @@ def test_under_a_budget_a_stored_cell_is_found_by_its_budget(tmp_path):
     assert "budget.flops=0.547" in cell.arguments
     assert not any(a.startswith("ratio=") for a in cell.arguments)
     folder = tools.put(tmp_path, cell, tools.right_wrong(0.5))
-    content = json.loads((folder / "result.json").read_text())
+    content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     content["identity"]["method"]["ratio"] = 0.4321  # what the budget was solved to
-    (folder / "result.json").write_text(json.dumps(content))
+    (folder / "result.json").write_text(json.dumps(content), encoding="utf-8")
     for share, row in ((0.547, 0.5), (0.365, 0.7)):
         config = {**cell.config, "budget": {**cell.config["budget"], "flops": share}}
         text = yaml.safe_dump({"config": json.loads(json.dumps(config))})
-        (folder / "cell.yaml").write_text(text)
+        (folder / "cell.yaml").write_text(text, encoding="utf-8")
         found = lookup.find(table, tmp_path)
         (filled,) = [f.wanted.row.ratio for f in found if f.done]
         assert filled == row
@@ -114,7 +114,7 @@ def test_a_cell_asks_for_what_hydra_composes(name):
 
 @pytest.mark.parametrize("name", spec.names())
 def test_every_table_has_an_experiment_that_fills_it(name):
-    text = (places.CONF / "experiment" / f"{name}.yaml").read_text()
+    text = (places.CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
     assert f"table: {name}" in text and "override /hydra/sweeper: table" in text
 
 
@@ -214,9 +214,9 @@ def test_running_and_stopped_cells(tmp_path, table):
     folder = tmp_path / "runs" / cell.bench / "embedded" / "random-0.7-00000000"
     folder.mkdir(parents=True)
     text = yaml.safe_dump({"identity": json.loads(json.dumps(tools.identity(cell)))})
-    (folder / "cell.yaml").write_text(text)
+    (folder / "cell.yaml").write_text(text, encoding="utf-8")
     answered = [json.dumps({"doc_id": n, "error": None}) + "\n" for n in range(2)]
-    (folder / "samples.jsonl").write_text("".join(answered))
+    (folder / "samples.jsonl").write_text("".join(answered), encoding="utf-8")
     held = lease.acquire(folder)
     found = lookup.find(table, tmp_path)[0]
     assert (found.status, found.answered) == (lookup.RUNNING, 2) and found.reason
@@ -249,7 +249,9 @@ def test_all_forms_without_torch_and_twice_the_same_bytes(filled, tmp_path):
         folder = tmp_path / name
         command_line = [sys.executable, "-c", spy, "scripts/tables.py", f"table={TABLE}", "export",
                         f"results={filled}", f"out={folder}", "compare=paper"]  # fmt: skip
-        done = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            command_line, cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
+        )
         assert done.stdout.rstrip().endswith("False"), done.stderr
         out.append({file.name: file.read_bytes() for file in folder.iterdir()})
     assert out[0] == out[1]
@@ -323,9 +325,9 @@ def test_agreement_over_a_part_of_the_columns_is_a_hole(filled, table):
 
 def changed_entries(results, pattern, change):
     for file in results.glob(f"runs/{pattern}/samples.jsonl"):
-        entries = [json.loads(line) for line in file.read_text().splitlines()]
+        entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         entries = [new for e in entries for new in change(e)]
-        file.write_text("".join(json.dumps(e) + "\n" for e in entries))
+        file.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
 
 
 def test_questions_about_one_image_are_not_independent(filled, table):
@@ -358,7 +360,9 @@ def test_mme_is_its_perception_part(tmp_path):
         kind = "count" if doc < 4 else "code_reasoning"
         lines.append({"doc_id": doc, "answer": "yes", "error": None, "score": 100.0 * (doc < 4),
                       "image_id": f"i{doc // 2}", "question_id": f"{kind}/{doc // 2}"})  # fmt: skip
-    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines))
+    (tmp_path / "samples.jsonl").write_text(
+        "".join(json.dumps(e) + "\n" for e in lines), encoding="utf-8"
+    )
     found = samples.load(tmp_path, "mme", 200.0)
     assert found.ids == (0, 1, 2, 3) and found.statistic().observed() == 200
     apart = dataclasses.replace(found, images=(0, 1, 2, 3), score=200.0)
@@ -378,7 +382,10 @@ def test_where_less_is_better_the_least_is_best(filled, table, monkeypatch):
 def test_points_have_no_part_in_an_average_of_per_cent(tmp_path, table, monkeypatch):
     tools.fill(tmp_path, table)
     for file in tmp_path.glob("runs/gqa/*/*/result.json"):
-        file.write_text(json.dumps({**json.loads(file.read_text()), "score": 1500.0}))
+        file.write_text(
+            json.dumps({**json.loads(file.read_text(encoding="utf-8")), "score": 1500.0}),
+            encoding="utf-8",
+        )
     real = analysis.benches.for_engine
 
     def points(bench, *others):
@@ -453,9 +460,11 @@ def test_latex_compiles(filled, table, tmp_path):
         one.marks = list(render.MEANING)
     body = render.latex(grid, render.Options(ci=True, paper=True))
     head = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
-    (tmp_path / "t.tex").write_text(head + "\n" + body + "\n" + r"\end{document}")
+    (tmp_path / "t.tex").write_text(head + "\n" + body + "\n" + r"\end{document}", encoding="utf-8")
     command_line = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
-    done = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        command_line, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stdout[-600:]
     assert (tmp_path / "t.pdf").stat().st_size > 5000
 
@@ -480,9 +489,9 @@ def odd(change):
     def changed(results, table):
         cell = next(c for c in table.cells() if (c.row.name, c.bench) == ("gprune", "gqa"))
         folder = tools.put(results, cell, tools.by_method(cell))
-        content = json.loads((folder / "result.json").read_text())
+        content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         change(content)
-        (folder / "result.json").write_text(json.dumps(content))
+        (folder / "result.json").write_text(json.dumps(content), encoding="utf-8")
 
     return changed
 
@@ -541,10 +550,10 @@ def test_a_system_message_does_not_hide_a_stored_cell(tmp_path):
 def without_counts(results, bench=None):
     """G-Prune's journals lose the token counts per layer; the runs' own totals stay."""
     for file in results.glob(f"runs/{bench or '*'}/*/gprune-*/samples.jsonl"):
-        entries = [json.loads(line) for line in file.read_text().splitlines()]
+        entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         for entry in entries:
             entry["pruning"] = None
-        file.write_text("".join(json.dumps(e) + "\n" for e in entries))
+        file.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
 
 
 def test_compute_is_counted_under_the_convention_of_the_column(filled):

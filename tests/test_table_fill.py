@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def call(*arguments, results):
     line = [sys.executable, "run.py", *arguments, f"paths.results={results}", "progress=false"]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
 
 
 def run(*arguments, results):
@@ -25,7 +25,7 @@ def run(*arguments, results):
     assert done.returncode == 0, done.stderr
     folder = next(x for x in done.stdout.splitlines() if x.startswith("results: "))
     folder = Path(folder.removeprefix("results: ").strip())
-    return json.loads((ROOT / folder / "result.json").read_text())
+    return json.loads((ROOT / folder / "result.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow

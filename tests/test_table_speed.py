@@ -62,7 +62,7 @@ def stored(results, one, base=FULL, change=None, name="one"):
         change(made)
     folder = results / "runs" / "timing" / made["model"] / f"{one.row.key.replace(' ', '-')}-{name}"
     folder.mkdir(parents=True)
-    (folder / "timing.json").write_text(json.dumps(made))
+    (folder / "timing.json").write_text(json.dumps(made), encoding="utf-8")
 
 
 @pytest.fixture
@@ -151,16 +151,16 @@ def test_a_timing_that_does_not_go_with_the_others_is_marked(tmp_path, table, ma
 def test_a_timing_unlike_its_rows_scores_is_marked(tmp_path, table, part):
     tools.fill(tmp_path, table)
     for file in tmp_path.glob("runs/*/*/*/result.json"):
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         content["identity"]["model"]["attention"] = "sdpa"
-        file.write_text(json.dumps(content))
+        file.write_text(json.dumps(content), encoding="utf-8")
     for one in speed.timings(table):
         stored(tmp_path, one)
     assert not any(one.marks for one in speed.find(table, tmp_path, lookup.find(table, tmp_path)))
     for file in tmp_path.glob("runs/*/*/gprune-0.7-*/result.json"):
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         content["identity"]["model"][part] = "other"
-        file.write_text(json.dumps(content))
+        file.write_text(json.dumps(content), encoding="utf-8")
     cells = lookup.find(table, tmp_path)
     marked = {one.wanted.row.key: one.marks for one in speed.find(table, tmp_path, cells)}
     assert {key for key, marks in marked.items() if marks} == {"gprune 0.7"}

@@ -61,13 +61,13 @@ def results(tmp_path):
     for entry in (result("none", 0, 80.0), result(), result("random", score=3.0, failed=1)):
         folder = tmp_path / "runs/textvqa/embedded" / f"{entry['method']}-{entry['ratio']}-abc"
         folder.mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps(entry))
+        (folder / "result.json").write_text(json.dumps(entry), encoding="utf-8")
     unfinished = tmp_path / "runs/textvqa/embedded/l2norm-0.9-abc"
     unfinished.mkdir()
-    (unfinished / "samples.jsonl").write_text("")
+    (unfinished / "samples.jsonl").write_text("", encoding="utf-8")
     aside = tmp_path / "runs/textvqa/embedded/none-0-abc/previous-1"
     aside.mkdir()
-    (aside / "result.json").write_text(json.dumps(result("none", 0, 1.0)))
+    (aside / "result.json").write_text(json.dumps(result("none", 0, 1.0)), encoding="utf-8")
     return tmp_path
 
 
@@ -103,14 +103,14 @@ def test_the_script_prints_without_torch(results, form):
     spy = "import runpy,sys; sys.argv=sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], " \
           "run_name='__main__')\nfinally: print('torch' in sys.modules)"  # fmt: skip
     command = [sys.executable, "-c", spy, "scripts/tables.py", "--results", str(results), *form]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert "gprune" in done.stdout and done.stdout.rstrip().endswith("False")
 
 
 def test_an_empty_store_is_an_error_in_one_line(tmp_path):
     command = [sys.executable, "scripts/tables.py", "--results", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
 
 

@@ -186,9 +186,12 @@ def test_a_run_reads_the_question_and_its_key_knows_the_clip_checkpoint(
 ):
     assert command(checkpoint, tmp_path, f"model.clip={clip}") == 0, capsys.readouterr().err
     (file,) = tmp_path.glob("runs/*/*/*/result.json")
-    result = json.loads(file.read_text())
+    result = json.loads(file.read_text(encoding="utf-8"))
     assert result["n_failed"] == 0 and result["identity"]["model"]["clip"]
-    rows = [json.loads(line) for line in (file.parent / "samples.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (file.parent / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert all(row["macs"]["selection"] > 100_000 for row in rows)
 
 

@@ -173,7 +173,7 @@ def _request(tmp_path: Path, **changes) -> dict:
     config = {"model_type": "llava", "image_token_index": tiny.IMAGE_TOKEN, "text_config": text,
               "vision_config": tiny.vision_config()}  # fmt: skip
     file = tmp_path / "small.json"
-    file.write_text(json.dumps({"config": config}))
+    file.write_text(json.dumps({"config": config}), encoding="utf-8")
     model = {"name": "small", "architecture": str(file), "weights": "random", "device": "cpu"}
     return {
         "model": model, "method": {"name": "gprune"}, "ratio": 0.5, "seed": 0, "timing": TIMING,
@@ -183,7 +183,7 @@ def _request(tmp_path: Path, **changes) -> dict:
 
 def test_random_weights_need_no_checkpoint_and_the_result_is_stored(tmp_path):
     result = run.run_timing(_request(tmp_path))
-    stored = json.loads((Path(result["directory"]) / "timing.json").read_text())
+    stored = json.loads((Path(result["directory"]) / "timing.json").read_text(encoding="utf-8"))
     assert stored["key"] == result["key"]
     assert stored["identity"]["model"]["weights"] == "random"
     assert stored["identity"]["model"]["attention"] == "sdpa"  # one for both sides

@@ -22,7 +22,7 @@ from vtprune.harness.cell import publish as loggers
 from vtprune.harness.reporting.tracker import run as wandb_run
 
 ROOT = Path(__file__).resolve().parent.parent
-LOGGER = yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text())
+LOGGER = yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text(encoding="utf-8"))
 
 pytestmark = pytest.mark.slow
 
@@ -41,13 +41,14 @@ def results(tmp_path_factory):
 
 def cell(results, method):
     (folder,) = results.glob(f"runs/*/*/{method}-*")
-    return folder, json.loads((folder / "result.json").read_text())
+    return folder, json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
 def sync(results, *arguments, **environment):
     return subprocess.run(
         [sys.executable, ROOT / "scripts/wandb_sync.py", "--results", results, *arguments],
-        env={**os.environ, **environment}, capture_output=True, text=True, timeout=200, check=False,
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=200,
+        check=False, encoding="utf-8",
     )  # fmt: skip
 
 
@@ -75,8 +76,10 @@ def test_an_offline_run_holds_what_the_store_holds(results):
 def test_the_table_of_predictions_has_answers_and_pictures(results):
     folder, _ = cell(results, "gprune")
     (file,) = folder.glob("wandb/offline-run-*/files/media/table/predictions_*.table.json")
-    table = json.loads(file.read_text())
-    journal = [json.loads(x) for x in (folder / "samples.jsonl").read_text().splitlines()]
+    table = json.loads(file.read_text(encoding="utf-8"))
+    journal = [
+        json.loads(x) for x in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert [r["doc_id"] for r in rows] == [0, 1, 2], "logger.samples=3"
     for row, entry in zip(rows, journal, strict=False):
@@ -90,11 +93,11 @@ def test_publishing_is_idempotent_and_follows_a_new_result(results):
     assert "2 finished cells: 1 published, 1 were there already, 0 left" in done.stdout
     assert "0 published, 2 were there already" in sync(results).stdout
     folder, result = cell(results, "random")
-    (folder / "result.json").write_text(json.dumps({**result, "score": 12.5}))
+    (folder / "result.json").write_text(json.dumps({**result, "score": 12.5}), encoding="utf-8")
     assert "1 published, 1 were there already" in sync(results).stdout
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     assert wandb_tools.read_run(file)["summary"]["score"] == 12.5
-    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 def test_online_runs_reach_the_server_once(results):
@@ -229,7 +232,7 @@ def test_runs_hold_what_the_panels_show_and_no_other_benchmark(results, monkeypa
         kind = run["summary"]["cells"]["_type"]
         assert kind == "table-file", "the panel of the table reads summary['cells']"
         (table,) = folder.glob("wandb/offline-run-*/files/media/table/cells_*.table.json")
-        content = json.loads(table.read_text())
+        content = json.loads(table.read_text(encoding="utf-8"))
         (row,) = [dict(zip(content["columns"], line, strict=True)) for line in content["data"]]
         assert (row["method"], row["ratio"], row["score"]) == (method, 0.5, result["score"])
         assert row["tflops"] == pytest.approx(run["summary"]["tflops"])
@@ -244,7 +247,8 @@ def test_the_dashboard_is_saved_to_a_server_with_a_run_set_per_benchmark(results
         done = subprocess.run(
             [sys.executable, ROOT / "scripts/wandb_dashboard.py", "--save", "--entity", "lab",
              "--results", results],
-            env={**os.environ, **key}, capture_output=True, text=True, timeout=120, check=False,
+            env={**os.environ, **key}, capture_output=True, text=True, timeout=120,
+            check=False, encoding="utf-8",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         views = server.operations("UpsertView2") + server.operations("upsertView")
@@ -262,7 +266,7 @@ def test_benchmarks_and_ratios_come_from_the_store_or_a_table(results, tmp_path)
     def call(*arguments):
         return subprocess.run(
             [sys.executable, ROOT / "scripts/wandb_dashboard.py", *arguments], timeout=120,
-            capture_output=True, text=True, check=False,
+            capture_output=True, text=True, check=False, encoding="utf-8",
         )  # fmt: skip
 
     found = panels(json.loads(call("--results", results).stdout))

@@ -41,7 +41,9 @@ def measure_all(out: Path, models: Path) -> dict[str, Any]:
     for form in ("llava", "llava-next"):
         if (models / form / "config.json").exists():
             report = measure.measure(models / form)
-            (out / f"measure-{form}.json").write_text(json.dumps(report, indent=1))
+            (out / f"measure-{form}.json").write_text(
+                json.dumps(report, indent=1), encoding="utf-8"
+            )
             done[form] = report["none"]
     return done
 

@@ -34,7 +34,7 @@ def publish(logger: dict[str, Any], folder: Path) -> str | None:
     log = Path(folder) / "wandb.log"
     command = places.module("harness.reporting.tracker.run", str(folder), json.dumps(logger))
     again = f"python scripts/wandb_sync.py publishes it later (log: {log})"
-    with log.open("a") as stream:
+    with log.open("a", encoding="utf-8") as stream:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
             env=places.environment(), start_new_session=True,
@@ -76,7 +76,7 @@ def published(folder: Path, logger: dict[str, Any]) -> bool:
     marker = folder / MARKER
     if not marker.exists():
         return False
-    known = json.loads(marker.read_text())
+    known = json.loads(marker.read_text(encoding="utf-8"))
     there = known["mode"] == "online" or any(folder.glob(f"wandb/{known['run']}/*.wandb"))
     wanted = target(logger, folder / "result.json")
     return there and {k: known.get(k) for k in wanted} == wanted

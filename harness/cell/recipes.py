@@ -37,7 +37,7 @@ def resolve(
     else:
         path = Path(recipe).expanduser()
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         fractions = [float(f) for f in stored["fractions"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"method.recipe: {path} is no stored recipe ({error})") from error
@@ -54,7 +54,7 @@ def _find(config: dict[str, Any], fingerprint: str, results: Path) -> Path:
     wanted = {"checkpoint": fingerprint, "ratio": config["ratio"], **search_options(config)}
     found = []
     for path in sorted(folder(results).glob("*.json")):
-        identity = json.loads(path.read_text())["identity"]
+        identity = json.loads(path.read_text(encoding="utf-8"))["identity"]
         if all(identity.get(key) == value for key, value in wanted.items()):
             found.append(path)
     if not found:

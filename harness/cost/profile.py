@@ -118,7 +118,7 @@ def store(result: dict[str, Any], results: Path) -> Path:
     name = f"{result['method']}-{result['ratio']:g}-{width}x{height}.json"
     path = Path(results) / "profiles" / result["model"] / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return path
 
 

@@ -290,7 +290,7 @@ def _timed(config: dict[str, Any]) -> dict[str, float]:
     """
     folder = Path(config["paths"]["results"]) / "runs" / "timing" / config["model"]["name"]
     for file in sorted(folder.glob("*/timing.json"), key=lambda f: -f.stat().st_mtime):
-        stored = json.loads(file.read_text())
+        stored = json.loads(file.read_text(encoding="utf-8"))
         same = (stored["identity"]["images"] == [str(config["image_size"])]
                 and stored["identity"]["text_tokens"] == config["text_tokens"])  # fmt: skip
         for batch in stored["batches"]:

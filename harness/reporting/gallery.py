@@ -36,7 +36,7 @@ def write(page: Path, checkpoint: Path, row: int = 3) -> list[Path]:
     lines = _header(picture.name, shown["question"])
     for name in names:
         lines += _entry(methods.get(name), notes.get(name, ""))
-    page.write_text("\n".join(lines) + "\n")
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [page, picture]
 
 

@@ -68,7 +68,7 @@ def _local(path: Path, shown: str) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise ConfigError(f"model.path: {shown} holds no config.json, so it is no checkpoint")
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"model.path: {shown}/config.json is not valid JSON: {error}") from error
     _check_type(config, shown)

@@ -45,7 +45,7 @@ def _token() -> str | None:
     if os.environ.get("HF_TOKEN"):
         return os.environ["HF_TOKEN"]
     file = Path(os.environ.get("HF_TOKEN_PATH", home() / "token")).expanduser()
-    return file.read_text().strip() if file.is_file() else None
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
 
 class NotFetched(ConfigError):
@@ -112,7 +112,7 @@ def model_config(repo: str, revision: str | None) -> tuple[dict[str, Any], str |
     """config.json and commit of a hub model, from the local cache if it is complete."""
     cached = _cached_model(repo, revision)
     if cached is not None:
-        return json.loads((cached / "config.json").read_text()), cached.name
+        return json.loads((cached / "config.json").read_text(encoding="utf-8")), cached.name
     shown = f"model {repo}"
     try:
         info = _get(f"api/models/{repo}/revision/{revision or 'main'}", shown)
@@ -128,7 +128,7 @@ def model_config(repo: str, revision: str | None) -> tuple[dict[str, Any], str |
 def _cached_model(repo: str, revision: str | None) -> Path | None:
     base = _models_cache() / f"models--{repo.replace('/', '--')}"
     ref = base / "refs" / (revision or "main")
-    commit = ref.read_text().strip() if ref.is_file() else (revision or "")
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else (revision or "")
     folder = base / "snapshots" / commit
     complete = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
     return folder if commit and complete else None
@@ -151,7 +151,7 @@ def _missing_shards(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return []
-    names = set(json.loads(index.read_text())["weight_map"].values())
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     return sorted(name for name in names if not (folder / name).exists())
 
 

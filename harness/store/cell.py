@@ -53,7 +53,7 @@ class Store:
     def result(self) -> dict[str, Any] | None:
         """The stored result, or None while the cell is not finished."""
         try:
-            return json.loads(self.result_file.read_text())
+            return json.loads(self.result_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
 

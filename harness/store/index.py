@@ -25,14 +25,14 @@ class Stored:
 
 def read(folder: Path) -> Stored | None:
     try:
-        result = json.loads((folder / "result.json").read_text())
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         return Stored(folder, result["identity"], {**result, "directory": str(folder)})
     except FileNotFoundError:
         pass
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{folder}/result.json is damaged: {error}") from error
     try:
-        content = yaml.safe_load((folder / "cell.yaml").read_text())
+        content = yaml.safe_load((folder / "cell.yaml").read_text(encoding="utf-8"))
         return Stored(folder, content["identity"], None)
     except FileNotFoundError:
         return None
@@ -48,5 +48,7 @@ def config(folder: Path) -> dict[str, Any]:
     file = Path(folder) / "cell.yaml"
     if not file.is_file():
         return {}
-    content = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    content = yaml.load(
+        file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )
     return content.get("config") or {}

@@ -74,7 +74,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 def write_atomic(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or all of the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as stream:
+    with temporary.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())

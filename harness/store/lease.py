@@ -108,7 +108,7 @@ def acquire(folder: Path, expiry: float = EXPIRY) -> Lease:
         descriptor = os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         raise Busy(_busy(mine)) from None
-    with os.fdopen(descriptor, "w") as stream:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         json.dump({**myself(), "expiry": expiry}, stream)
     if _highest(folder) != number + 1:  # all numbers went and came again since we looked
         mine.unlink(missing_ok=True)
@@ -186,7 +186,7 @@ def slurm_job() -> str | None:
 def _boot() -> str:
     """Tells machines, and containers with process numbers of their own, apart."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()[:8]
         return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:
         return "?"
@@ -195,7 +195,7 @@ def _boot() -> str:
 def _start_time(pid: int) -> str | None:
     """When a process began, so that a reused number is not taken for it; None: no such one."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]
@@ -209,7 +209,7 @@ def _highest(folder: Path) -> int:
 def _read(file: Path) -> dict[str, Any] | None:
     """What a lease says; {} while its holder is still writing it, None if it is gone."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
@@ -227,7 +227,7 @@ def _age(file: Path) -> float | None:
                 raise
             return time.time() - file.stat().st_mtime
         # Opened, not only looked up: network file systems then ask the server.
-        with file.open() as lease, probe.open() as now:
+        with file.open(encoding="utf-8") as lease, probe.open(encoding="utf-8") as now:
             return os.fstat(now.fileno()).st_mtime - os.fstat(lease.fileno()).st_mtime
     except FileNotFoundError:
         return None
@@ -237,7 +237,7 @@ def _age(file: Path) -> float | None:
 
 def _write(file: Path, content: dict[str, Any]) -> None:
     temporary = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
-    temporary.write_text(json.dumps(content))
+    temporary.write_text(json.dumps(content), encoding="utf-8")
     os.replace(temporary, file)
 
 

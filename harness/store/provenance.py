@@ -59,7 +59,11 @@ def _hardware(device: str) -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(places.ROOT), *arguments], capture_output=True, text=True, timeout=5
+            ["git", "-C", str(places.ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            encoding="utf-8",
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

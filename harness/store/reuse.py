@@ -53,7 +53,7 @@ def _is_same_request(folder: Path, wanted: str) -> bool:
     import yaml
 
     try:
-        content = yaml.safe_load((folder / "cell.yaml").read_text())
+        content = yaml.safe_load((folder / "cell.yaml").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
     return _request(content["identity"]) == wanted

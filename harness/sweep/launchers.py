@@ -69,7 +69,7 @@ def finished(items: Sequence[plans.Item]) -> dict[int, dict[str, Any]]:
         if item.directory is None:
             continue
         try:
-            result = json.loads((Path(item.directory) / "result.json").read_text())
+            result = json.loads((Path(item.directory) / "result.json").read_text(encoding="utf-8"))
             if stands(result, item.config["force"]):
                 found[place] = {**result, "directory": item.directory}
         except (OSError, ValueError, KeyError):
@@ -172,7 +172,7 @@ def _supervised(plan: plans.Plan, job: int) -> None:
     logs.mkdir(exist_ok=True)
     command = places.module("harness.sweep.supervisor", str(plan.folder), str(job))
     file = logs / f"job-{job}.log"
-    with file.open("a") as log:
+    with file.open("a", encoding="utf-8") as log:
         done = subprocess.run(
             command, stdout=log, stderr=subprocess.STDOUT, check=False,
             env={**places.environment(), JOB_LOG: str(file)},

@@ -34,7 +34,7 @@ class Outcomes:
     def get(self, name: int | str) -> dict[str, Any] | None:
         """What is known about one cell."""
         try:
-            return json.loads(self.file(name).read_text())
+            return json.loads(self.file(name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
 
@@ -74,7 +74,7 @@ class Outcomes:
     def crashed(self, name: int | str) -> int:
         """Count one more worker that died on this cell; returns how many did."""
         file = self.folder / f"{name}.crashes"
-        count = int(file.read_text()) + 1 if file.exists() else 1
+        count = int(file.read_text(encoding="utf-8")) + 1 if file.exists() else 1
         write_atomic(file, str(count))
         return count
 

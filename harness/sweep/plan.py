@@ -65,7 +65,7 @@ class Plan:
             descriptor = os.open(self.folder / FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             raise HarnessError(f"{self.folder} already holds a sweep: run it again") from None
-        with os.fdopen(descriptor, "w") as stream:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             json.dump(content, stream, indent=1)
             stream.flush()
             os.fsync(stream.fileno())
@@ -74,7 +74,7 @@ class Plan:
 def load(folder: Path) -> Plan:
     """The plan in a sweep's folder."""
     try:
-        content = json.loads((Path(folder) / FILE).read_text())
+        content = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise HarnessError(f"{folder} holds no sweep (no {FILE})") from None
     items = tuple(Item(**item) for item in content["items"])

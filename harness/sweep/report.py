@@ -35,7 +35,7 @@ def report(folder: Path, show: Callable[[Sequence[dict[str, Any]]], None]) -> in
 
 def _submitted(folders: Sequence[Path], jobs: Sequence[Path]) -> int:
     cells = sum(len(job) for folder in folders for job in plans.load(folder).jobs)
-    numbers = ", ".join(job.read_text().strip() for job in jobs)
+    numbers = ", ".join(job.read_text(encoding="utf-8").strip() for job in jobs)
     folder = short(folders[0])
     print(f"submitted: SLURM job {numbers}, {cells} cells; logs: {folder}/logs")
     print(f"status: python scripts/submit.py --status {shlex.quote(folder)}", flush=True)

@@ -72,14 +72,18 @@ def submit(plan: Plan, options: dict[str, Any]) -> str:
     """Submit the array; returns its job id, which is also kept in the sweep's folder."""
     (plan.folder / "logs").mkdir(exist_ok=True)
     file = plan.folder / "job.sh"
-    file.write_text(script(plan, options))
+    file.write_text(script(plan, options), encoding="utf-8")
     done = subprocess.run(
-        ["sbatch", "--parsable", str(file)], capture_output=True, text=True, check=False
+        ["sbatch", "--parsable", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     if done.returncode:
         raise HarnessError(f"sbatch refused the sweep: {done.stderr.strip()}")
     number = done.stdout.strip().partition(";")[0]
-    (plan.folder / JOB_FILE).write_text(number + "\n")
+    (plan.folder / JOB_FILE).write_text(number + "\n", encoding="utf-8")
     return number
 
 

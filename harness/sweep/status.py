@@ -117,13 +117,13 @@ def _queued(plan: plans.Plan, place: int) -> str:
     if not file.exists():
         return ""
     (number,) = (n for n, job in enumerate(plan.jobs) if place in job)
-    return f"; in SLURM job {file.read_text().strip()}_{number}"
+    return f"; in SLURM job {file.read_text(encoding='utf-8').strip()}_{number}"
 
 
 def of_folder(folder: Path) -> State:
     """The state of a cell by its own directory, whoever began it."""
     try:
-        result = json.loads((folder / "result.json").read_text())
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         return State(DONE, score=result["score"])
     except FileNotFoundError:
         pass

@@ -45,10 +45,14 @@ def slurm():
         "SLURM_LOCAL_PORT": str(_free_ports()),
     }  # fmt: skip
     try:
-        start = subprocess.run([TOOL, "start"], env=environment, capture_output=True, text=True)
+        start = subprocess.run(
+            [TOOL, "start"], env=environment, capture_output=True, text=True, encoding="utf-8"
+        )
         if start.returncode:
             _no_slurm(f"SLURM does not start here: {start.stderr.strip()[-300:]}")
-        listed = subprocess.check_output([TOOL, "run", "env", "-0"], env=environment, text=True)
+        listed = subprocess.check_output(
+            [TOOL, "run", "env", "-0"], env=environment, text=True, encoding="utf-8"
+        )
         yield dict(line.split("=", 1) for line in listed.split("\0") if "=" in line)
     finally:
         subprocess.run([TOOL, "purge"], env=environment, capture_output=True, timeout=60)

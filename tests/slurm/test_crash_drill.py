@@ -49,12 +49,12 @@ class Drill:
         assert "submitted: SLURM job" in done
         self.folder = status.newest(self.results)
         self.outcomes = Outcomes(self.folder)
-        self.array = (self.folder / "slurm-job").read_text().strip()
+        self.array = (self.folder / "slurm-job").read_text(encoding="utf-8").strip()
 
     def call(self, *command) -> str:
         done = subprocess.run(
             [str(part) for part in command], env=self.environment, cwd=ROOT, text=True,
-            capture_output=True, timeout=60, check=False,
+            capture_output=True, timeout=60, check=False, encoding="utf-8",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -63,7 +63,9 @@ class Drill:
         """Samples per cell as they lie in the journals now; a sample there twice is remembered."""
         found = {}
         for file in self.results.glob("runs/*/*/*/samples.jsonl"):
-            lines = [ln for ln in file.read_text().splitlines(True) if ln.endswith("\n")]
+            lines = [
+                ln for ln in file.read_text(encoding="utf-8").splitlines(True) if ln.endswith("\n")
+            ]
             found[file.parent.name] = rows = [json.loads(line)["doc_id"] for line in lines]
             if len(rows) != len(set(rows)):
                 self.twice.append(file.parent.name)
@@ -95,12 +97,14 @@ class Drill:
         return int(shown.partition("Restarts=")[2].split()[0])
 
     def told(self) -> str:
-        logs = [f"{f.name}: {f.read_text()[-500:]}" for f in self.folder.glob("logs/*")]
+        logs = [
+            f"{f.name}: {f.read_text(encoding='utf-8')[-500:]}" for f in self.folder.glob("logs/*")
+        ]
         return f"{status.cells(self.folder)}\n{self.call('squeue')}\n" + "\n".join(logs)
 
 
 def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
 
 
 def test_crash_drill(slurm, tmp_path, capsys):
@@ -141,7 +145,10 @@ def _check_result(drill: Drill, restarts: list[int]) -> None:
     assert "samples all failed" in cells[7].reason and "ratio is broken" in cells[7].reason
     assert Path(cells[7].log).exists()
     assert status.show(drill.folder) == 1
-    results = [json.loads(f.read_text()) for f in drill.results.glob("runs/*/*/*/result.json")]
+    results = [
+        json.loads(f.read_text(encoding="utf-8"))
+        for f in drill.results.glob("runs/*/*/*/result.json")
+    ]
     assert len(results) == 7
     assert all((r["n_samples"], r["n_failed"]) == (SAMPLES, 0) for r in results)
     assert all(sorted(rows) == list(range(SAMPLES))
@@ -163,4 +170,7 @@ def _compare_with_undisturbed(drill: Drill) -> None:
 
 
 def _answers(file: Path) -> dict[int, str]:
-    return {e["doc_id"]: e["answer"] for e in map(json.loads, file.read_text().splitlines())}
+    return {
+        e["doc_id"]: e["answer"]
+        for e in map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    }

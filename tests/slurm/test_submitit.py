@@ -42,7 +42,7 @@ class Sweep:
     def run(self, *arguments) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "run.py", *arguments, *self.common], env=self.environment, cwd=ROOT,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
         )  # fmt: skip
 
     def until(self, what, condition):
@@ -63,11 +63,11 @@ class Sweep:
 
     def answered(self, ratio) -> int:
         files = list(self.results.glob(f"runs/*/*/Drill-{ratio}-*/samples.jsonl"))
-        return files[0].read_text().count("\n") if files else 0
+        return files[0].read_text(encoding="utf-8").count("\n") if files else 0
 
     def stored(self):
         files = self.results.glob("runs/*/*/*/result.json")
-        found = (json.loads(file.read_text()) for file in files)
+        found = (json.loads(file.read_text(encoding="utf-8")) for file in files)
         return {result["ratio"]: result for result in found}
 
     def jobs(self) -> int:
@@ -76,7 +76,7 @@ class Sweep:
 
 
 def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
 
 
 def test_a_sweep_with_a_waiting_parent(slurm, tmp_path, capsys):
@@ -112,7 +112,7 @@ def test_a_sweep_with_a_waiting_parent(slurm, tmp_path, capsys):
     assert all(r["n_samples"] == SAMPLES and not r["n_failed"] for r in found.values())
     assert found[WARNED]["resumed_after"] > first, "it goes on where the last one stopped"
     shown = subprocess.run(["scontrol", "-o", "show", "job", job], env=slurm, text=True,
-                           capture_output=True, check=True).stdout  # fmt: skip
+                           capture_output=True, check=True, encoding="utf-8").stdout  # fmt: skip
     assert "Restarts=1 " in shown, shown
 
     kept, jobs = sweep.answered(KILLED), sweep.jobs()

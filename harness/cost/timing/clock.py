@@ -69,7 +69,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             return
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM on Linux
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM on Linux
             self._works = True
         except OSError:
             self._works = False
@@ -81,7 +81,7 @@ class PeakMemory:
             return torch.cuda.max_memory_allocated()
         if not self._works:
             return None
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         peak = next((line for line in lines if line.startswith("VmHWM:")), None)
         return int(peak.split()[1]) * 1024 if peak else None
 

@@ -87,7 +87,7 @@ def _request(config: dict[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Any
 def _stored(folder: Path, asked: dict[str, Any] | None) -> dict[str, Any] | None:
     """An earlier result of the same request; one under another budget is not."""
     file = folder / "timing.json"
-    stored = json.loads(file.read_text()) if file.is_file() else None
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     if stored is None or stored.get("budget") != asked:
         return None
     return {**stored, "directory": str(folder), "reused": True}

@@ -99,9 +99,9 @@ def _mini(data: dict[str, Any], bench: str, table: str | None, cache: Path) -> D
             with _without_bars():
                 mini.build(bench, build, seed=seed, n=samples)
             made = content(build)
-        (build / _NOTE).write_text(json.dumps(made))
+        (build / _NOTE).write_text(json.dumps(made), encoding="utf-8")
         _publish(build, root)
-    identity = {"source": "mini", "seed": seed, **json.loads(note.read_text())}
+    identity = {"source": "mini", "seed": seed, **json.loads(note.read_text(encoding="utf-8"))}
     return DataSource("mini", root, None, cache / "datasets", identity)
 
 

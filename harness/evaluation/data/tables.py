@@ -37,7 +37,7 @@ def build(bench: str, table: str, root: Path, seed: int = 0, n: int | None = Non
     columns = list(dict.fromkeys(key for row in rows for key in row))
     root.mkdir(parents=True, exist_ok=True)
     file = root / f"{table}.tsv"
-    with file.open("w", newline="") as stream:
+    with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(
             stream, columns, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\n"
         )

@@ -124,7 +124,7 @@ def probe(pairs: dict[str, Any], results: Path) -> list[Path]:
     path = lookup.repo_path(str(model["path"])) if model.get("path") else None
     if path is None:
         raise ConfigError("probe needs a local checkpoint: model.path in conf/local, or embedded")
-    runtime = resolve(model, yaml.safe_load((path / "config.json").read_text()))
+    runtime = resolve(model, yaml.safe_load((path / "config.json").read_text(encoding="utf-8")))
     vlm = load({"path": path, "name": name, **runtime})
     entries, images = index.entries(folder), rows.images(folder, docs, results)
     return [

@@ -161,4 +161,4 @@ def _unit(largest: float) -> tuple[float, str]:
 
 def _read(results: Path, pattern: str) -> Iterator[dict[str, Any]]:
     for file in sorted(Path(results).glob(pattern)):
-        yield json.loads(file.read_text())
+        yield json.loads(file.read_text(encoding="utf-8"))

@@ -42,7 +42,9 @@ def build(grid: Grid, results: Path, *, limit: int = 40) -> str:
         "DATA": as_script(data),
     }
     # One pass over the template: a text that happens to contain @DATA@ is never expanded.
-    return re.sub(r"@([A-Z]+)@", lambda found: parts[found[1]], TEMPLATE.read_text())
+    return re.sub(
+        r"@([A-Z]+)@", lambda found: parts[found[1]], TEMPLATE.read_text(encoding="utf-8")
+    )
 
 
 def as_script(data: Any) -> str:

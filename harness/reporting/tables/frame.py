@@ -40,7 +40,9 @@ def read(results: Path) -> pd.DataFrame:
     """Every finished cell below ``results/runs``; set-aside and unfinished ones are left out."""
     found = []
     for file in sorted((Path(results) / "runs").glob("*/*/*/result.json")):
-        found.append(row({**json.loads(file.read_text()), "directory": str(file.parent)}))
+        found.append(
+            row({**json.loads(file.read_text(encoding="utf-8")), "directory": str(file.parent)})
+        )
     return frame(found)
 
 

@@ -133,7 +133,7 @@ def _status(result: Mapping[str, Any], compared: Iterable[Comparison]) -> str:
 def _published(folder: Path) -> dict[tuple[Any, ...], list[Reference]]:
     found: dict[tuple[Any, ...], list[Reference]] = {}
     for file in sorted(folder.glob("*baselines.csv")):
-        with file.open(newline="") as stream:
+        with file.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
                 where = (row["checkpoint"], row["data"], row["bench"], row["engine"])
                 found.setdefault(where, []).append(_reference(row))
@@ -172,7 +172,7 @@ def status(result: Mapping[str, Any], published: Path = PUBLISHED) -> str:
     if not is_baseline(result):
         beside = Path(result["directory"]).parent / f"none-0-{baseline_key(result)[:8]}"
         try:
-            result = json.loads((beside / "result.json").read_text())
+            result = json.loads((beside / "result.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return NOT_RUN
     return judge(result, published).status

@@ -73,7 +73,7 @@ def annotations(table: Table) -> dict[tuple[str, str], str]:
 
 @cache
 def _lines(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as stream:
+    with file.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 

@@ -141,7 +141,7 @@ def find(table: Table, results: Path, found: Sequence[Found] = ()) -> list[Timed
 def _stored(results: Path) -> Iterable[Mapping[str, Any]]:
     for file in sorted((Path(results) / "runs" / "timing").glob("*/*/timing.json")):
         try:
-            yield {**json.loads(file.read_text()), "directory": str(file.parent)}
+            yield {**json.loads(file.read_text(encoding="utf-8")), "directory": str(file.parent)}
         except ValueError as error:
             raise ConfigError(f"{file} is damaged: {error}") from error
 

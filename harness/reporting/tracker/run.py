@@ -36,7 +36,7 @@ def publish(folder: Path, logger: dict[str, Any]) -> bool:
         return False
     import wandb
 
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     samples = read_journal(folder / "samples.jsonl")
     shutil.rmtree(folder / "wandb", ignore_errors=True)  # an older result of the same cell
     run = wandb.init(

@@ -73,7 +73,7 @@ def build(bench: str, root: Path, seed: int = 0, n: int | None = None) -> Path:
     stamp = base / f".{bench}.json"
     count = GENERATORS[bench][0] if n is None else n
     want = {"bench": bench, "version": MINI_VERSION, "seed": seed, "n": count}
-    if stamp.is_file() and json.loads(stamp.read_text()) == want:
+    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == want:
         return base
     stamp.unlink(missing_ok=True)
     base.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def build(bench: str, root: Path, seed: int = 0, n: int | None = None) -> Path:
             table.dataset().to_parquet(str(temporary))
             os.replace(temporary, target)
         temporary = scratch / "stamp"
-        temporary.write_text(json.dumps(want))
+        temporary.write_text(json.dumps(want), encoding="utf-8")
         os.replace(temporary, stamp)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
