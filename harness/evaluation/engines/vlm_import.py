@@ -33,7 +33,7 @@ def load() -> types.ModuleType:
     with tempfile.TemporaryDirectory() as folder, _environment({"LMUData": folder}):
         try:
             import vlmeval
-            import vlmeval.dataset
+            import vlmeval.dataset  # noqa: F401
         except ImportError as error:
             text = f"vlmeval does not import ({error}); {INSTALL['vlmevalkit']}"
             raise HarnessError(text) from error
