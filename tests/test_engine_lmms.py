@@ -150,7 +150,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from vtprune.harness.evaluation.engines.lmms_eval import LmmsEval
-from vtprune.harness.store.cell import Journal
+from vtprune.harness.store.journal import Journal
 from tests import engine_tools as tools
 
 folder = Path(sys.argv[1])

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from tests import table_tools as tools
-from vtprune.harness.reporting.figures import command, curves, flow, geometry, overlay, paper, rows
+from vtprune.harness.reporting.figures import command, curves, flow, geometry, paper, rows
 from vtprune.harness.reporting.tables import analysis, spec
 from vtprune.harness.request.errors import ConfigError, HarnessError
 
@@ -63,7 +63,7 @@ def test_removed_tokens_are_dark_and_kept_ones_are_not():
     kept[0] = True
     white = PIL.Image.new("RGB", (140, 140), "white")
     panel = geometry.panels(record(196, [[1, 14, 14]], kept), white.size, "llava")[0]
-    pixels = overlay.veiled(white, panel, geometry.kept(record(196, [[1, 14, 14]], kept)))
+    pixels = geometry.veiled(white, panel, geometry.kept(record(196, [[1, 14, 14]], kept)))
     side = pixels.shape[0] // 14
     assert (pixels[:side, :side] == 255).all()
     assert pixels[side:].max() < 100 and pixels[:, side:].max() < 100
