@@ -23,11 +23,13 @@ EVIL = "</script><script>document.title='pwned'</script><img src=x onerror=alert
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-@pytest.fixture
-def made(tmp_path):
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store with its report; made once, so the tests only read it."""
+    store = tmp_path_factory.mktemp("store")
     table = spec.load("mini_table2")
-    tools.fill(tmp_path, table)
-    for file in tmp_path.glob("runs/*/*/*/samples.jsonl"):
+    tools.fill(store, table)
+    for file in store.glob("runs/*/*/*/samples.jsonl"):
         entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         for entry in entries:
             entry |= {"prompt": f"question {entry['doc_id']} {EVIL}", "reference": EVIL,
@@ -36,10 +38,15 @@ def made(tmp_path):
         (file.parent / "cell.yaml").write_text(
             "config: {engine: {name: e}, bench: {engines: {e: {table: none}}}}", encoding="utf-8"
         )
-    text = page.build(analysis.build(table, tmp_path), tmp_path, limit=10)
-    file = tmp_path / "report.html"
-    file.write_text(text, encoding="utf-8")
-    return file
+    text = page.build(analysis.build(table, store), store, limit=10)
+    (store / "report.html").write_text(text, encoding="utf-8")
+    return store
+
+
+@pytest.fixture
+def made(store, tmp_path):
+    """A copy of the page, which a test may change."""
+    return Path(shutil.copy(store / "report.html", tmp_path))
 
 
 def test_the_page_needs_no_other_file(made):
@@ -74,10 +81,10 @@ def test_the_overlay_says_which_tokens_stay():
     }  # fmt: skip
 
 
-def test_the_page_is_the_same_twice(made):
+def test_the_page_is_the_same_twice(store):
     table = spec.load("mini_table2")
-    again = page.build(analysis.build(table, made.parent), made.parent, limit=10)
-    assert again == made.read_text(encoding="utf-8")
+    again = page.build(analysis.build(table, store), store, limit=10)
+    assert again == (store / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_numbers_can_be_sorted_and_explained(made):

@@ -97,6 +97,19 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.90 <= covered / 200 <= 0.985
 
 
+def test_weights_kept_from_an_earlier_statistic_are_those_of_a_new_draw():
+    for n, draws, seed in [(300, 500, 0), (300, 500, 1), (7, 500, 0)] * 2:
+        fresh = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
+        (kept,) = stats._weights(n, draws, seed)
+        assert (kept == fresh).all() and not kept.flags.writeable
+    large = 2 * stats._CHUNK // stats.DRAWS
+    before = stats._whole.cache_info()
+    blocks = list(stats._weights(large, stats.DRAWS, 0))
+    assert len(blocks) > 1 and sum(map(len, blocks)) == stats.DRAWS
+    assert stats._whole.cache_info() == before, "too large to keep"
+    assert before.maxsize * stats._CHUNK * 8 <= 64e6, "bytes that are kept at most"
+
+
 def test_the_paired_bootstrap_agrees_with_the_t_test():
     rng = np.random.default_rng(3)
     base = rng.normal(size=250)

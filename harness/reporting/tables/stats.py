@@ -7,8 +7,9 @@ draws are seeded: the same journals give the same numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ from scipy import stats
 DRAWS = 5000
 LEVEL = 0.95
 ALPHA = 0.05
-_CHUNK = 2_000_000  # numbers of one block of resampling weights
+_CHUNK = 2_000_000  # numbers of one block of resampling weights: 16 MB
+_KEPT = 4  # blocks of weights that are kept for the next statistic: 64 MB at most
 
 Array = NDArray[np.float64]
 
@@ -96,14 +98,34 @@ def mme(
     return Statistic(terms, value)
 
 
+def _draw(rng: np.random.Generator, n: int, size: int) -> Array:
+    """How often each of ``n`` images is drawn: ``[size, n]``."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=size).astype(float)
+
+
+@lru_cache(maxsize=_KEPT)
+def _whole(n: int, draws: int, seed: int) -> Array:
+    """All weights ``[draws, n]`` in one block; the cells of a table ask for the same ones."""
+    weights = _draw(np.random.default_rng(seed), n, draws)
+    weights.flags.writeable = False
+    return weights
+
+
+def _weights(n: int, draws: int, seed: int) -> Iterator[Array]:
+    """The weights ``[draws, n]`` in blocks; more than one block is drawn anew each time."""
+    step = max(1, _CHUNK // n)
+    if draws <= step:
+        yield _whole(n, draws, seed)
+        return
+    rng = np.random.default_rng(seed)
+    for start in range(0, draws, step):
+        yield _draw(rng, n, min(step, draws - start))
+
+
 def _resampled(terms: Sequence[Array], draws: int, seed: int) -> list[Array]:
     """Weighted sums ``[draws, t]`` of each of ``terms``, all under the same draws of images."""
-    n = len(terms[0])
-    rng, out = np.random.default_rng(seed), [[] for _ in terms]
-    step = max(1, _CHUNK // n)
-    for start in range(0, draws, step):
-        size = min(step, draws - start)
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=size).astype(float)
+    out = [[] for _ in terms]
+    for weights in _weights(len(terms[0]), draws, seed):
         for block, term in zip(out, terms, strict=True):
             block.append(weights @ term)
     return [np.concatenate(blocks) for blocks in out]
