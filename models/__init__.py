@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vtprune.models.context import prune
     from vtprune.models.record import SampleRecord
-    from vtprune.models.runtime import PruningRun, prune
+    from vtprune.models.run import PruningRun
 
 __all__ = ["PruningRun", "SampleRecord", "prune"]
 
 _HOMES = {
     "SampleRecord": "vtprune.models.record",
-    "PruningRun": "vtprune.models.runtime",
-    "prune": "vtprune.models.runtime",
+    "PruningRun": "vtprune.models.run",
+    "prune": "vtprune.models.context",
 }
 
 

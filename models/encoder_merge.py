@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtprune.methods.base import TokenMethod
+from vtprune.methods import EncoderMethod
 from vtprune.methods.ops import Merged
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families import Family
@@ -23,14 +23,14 @@ from vtprune.models.signals import AttentionTap
 
 
 class EncoderMerging:
-    """One encoder call under a method with ``merges_in_encoder``.
+    """One encoder call under a part that merges between its layers.
 
     Attributes:
         slots: after the call, bool ``[crops, P]``: places that hold a token.
         plan: patches merged away in front of encoder layers 1, 2, ...
     """
 
-    def __init__(self, family: Family, method: TokenMethod) -> None:
+    def __init__(self, family: Family, method: EncoderMethod) -> None:
         self.method = method
         self.layers, self.last = family.vision_layers(), family.feature_layer()
         self.projector = family.projector()
@@ -81,7 +81,7 @@ class EncoderMerging:
 
     def _start(self, hidden: Tensor) -> None:
         self._patches = hidden.shape[1] - 1
-        self.plan = self.method.encoder_plan(self.last, self._patches)
+        self.plan = self.method.plan(self.last, self._patches)
         place = torch.arange(self._patches, device=hidden.device)
         size = torch.ones(self._patches, device=hidden.device)
         self._states = [Merged(crop[1:], size, place, place) for crop in hidden]
@@ -90,7 +90,7 @@ class EncoderMerging:
         rows = []
         for crop, (state, keys) in enumerate(zip(self._states, self._keys, strict=True)):
             now = state._replace(features=hidden[crop, 1:].float())
-            self._states[crop] = self.method.encoder_merge(now, keys[1:], q)
+            self._states[crop] = self.method.merge(now, keys[1:], q)
             rows.append(self._states[crop].features.to(hidden.dtype))
         return torch.cat([hidden[:, :1], torch.stack(rows)], dim=1)
 

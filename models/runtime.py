@@ -17,24 +17,15 @@ import contextlib
 import functools
 import hashlib
 import inspect
-import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vtprune import methods
-from vtprune.methods.base import (
-    ImageTokens,
-    InputMethod,
-    LayerMethod,
-    LayerSignals,
-    PruningMethod,
-    Selection,
-    TokenMethod,
-)
+from vtprune.methods.base import ImageTokens, LayerSignals, PruningMethod, Selection
+from vtprune.models import refuse
 from vtprune.models.annotation import token_coverage
 from vtprune.models.batch import (
     Batch,
@@ -48,147 +39,43 @@ from vtprune.models.batch import (
     row_positions,
     view_sizes,
 )
-from vtprune.models.encoder_merge import EncoderMerging
+from vtprune.models.encode import Encoding
 from vtprune.models.errors import PruningUnsupported
-from vtprune.models.families import CapturedImage, Family, family_of
-from vtprune.models.families.base import VisionCapture
-from vtprune.models.input_stage import InputStage
+from vtprune.models.families import CapturedImage, Family
 from vtprune.models.layer_signals import RowReading
 from vtprune.models.packing import attention_mask, gather_rows, pack_left
 from vtprune.models.record import SampleRecord, Unreduced
+from vtprune.models.run import PruningRun
 from vtprune.models.signals import AttentionTap
 from vtprune.models.text_tower import TextTower, question_of
 
 # Contexts open per model, innermost last: only that one acts, the others wait.
-_OPEN: weakref.WeakKeyDictionary[nn.Module, list[_Runtime]] = weakref.WeakKeyDictionary()
+_OPEN: weakref.WeakKeyDictionary[nn.Module, list[Runtime]] = weakref.WeakKeyDictionary()
 
 
-class PruningRun:
-    """Handle of an open :func:`prune` context: names samples, hands out their records.
-
-    ``clock`` is what selections are timed with; whoever measures on a device gives one that waits.
-    """
-
-    def __init__(self, method: PruningMethod) -> None:
-        self.method = method
-        self.clock: Callable[[], float] = time.perf_counter
-        self.shared: Any = None  # remembers encoder calls across runs
-        self.records: list[SampleRecord] = []
-        self._sample_ids: list[str] | None = None
-        self._foreground: list[list[Tensor]] | None = None
-        self._questions: list[str] | None = None
-        self._input: InputStage | None = None
-        self._unreduced: list[Unreduced] | None = None
-
-    def reduce(self, images: list[list[Any]], processor: Any) -> tuple[list[list[Any]], Any]:
-        """Pictures and processor for the next prefill; unchanged unless the method changes those.
-
-            (pictures,), processor = run.reduce([[picture]], processor)
-            model.generate(**processor(text=text, images=pictures or None))
-
-        A method that leaves pictures out returns none, and the text is to be made without them.
-
-        Args:
-            images: RGB pictures of every row of the batch.
-
-        Raises:
-            MethodError: a picture cannot be made so small.
-        """
-        if self._input is None:
-            return images, processor
-        images, processor, self._unreduced = self._input.reduce(images, processor)
-        return images, processor
-
-    def reduced(self, accounts: list[Unreduced] | None) -> None:
-        """Say that the pictures of the next prompts were made smaller already, per row from what;
-        for prompts that were not made by :meth:`reduce`."""
-        self._unreduced = accounts
-
-    def begin(
-        self,
-        sample_ids: list[str],
-        foreground: list[list[Tensor]] | None = None,
-        questions: list[str] | None = None,
-    ) -> None:
-        """Name the rows of the next prefill; stochastic methods draw from these names.
-
-        Args:
-            foreground: per row and image a mask ``[height, width]`` of annotated objects, for
-                methods that read the signal ``fg_mask``.
-            questions: per row what is asked, for methods that read ``clip_similarity``.
-        """
-        self._sample_ids = [str(s) for s in sample_ids]
-        self._foreground = foreground
-        self._questions = questions
-
-    def take(self) -> list[SampleRecord]:
-        """Records made since the last call, in row order; they leave the run."""
-        taken, self.records = self.records, []
-        return taken
-
-
-@contextlib.contextmanager
-def prune(
-    model: Any,
-    method: str | type[PruningMethod] | PruningMethod = "none",
-    *,
-    text_tower: TextTower | None = None,
-    **options: Any,
-) -> Iterator[PruningRun]:
-    """Prune visual tokens of every forward of ``model`` inside the context.
-
-        with prune(model, "gprune", ratio=0.9):
-            model.generate(**inputs)
-
-    Args:
-        model: a Hugging Face VLM of a supported family, or an object holding one as ``.model``.
-        method: registered name, method class, or a method object.
-        text_tower: of the CLIP checkpoint the encoder came from, see ``models.text_tower``; for
-            methods that read the signal ``clip_similarity``.
-        options: the method's hyper-parameters, when ``method`` is not an object already.
-
-    Raises:
-        methods.MethodError: unknown method or option, or a value out of range.
-        PruningUnsupported: a model, cache or call that cannot be pruned correctly.
-    """
-    if not isinstance(model, nn.Module):
-        model = model.model
-    if not isinstance(method, PruningMethod):
-        method = methods.build(method, **options)
-    elif options:
-        method = method.replace(**options)
-    runtime = _Runtime(family_of(model), method, text_tower)
-    with runtime.attached():
-        yield runtime.run
-
-
-class _Runtime:
+class Runtime:
     """The hooks of one context."""
 
     def __init__(
-        self, family: Family, method: PruningMethod, text_tower: TextTower | None = None
+        self,
+        family: Family,
+        method: PruningMethod,
+        run: PruningRun,
+        text_tower: TextTower | None = None,
     ) -> None:
-        self.family = family
-        self.method = method
-        self.text_tower = text_tower
-        self.token_method = method if isinstance(method, TokenMethod) else None
-        self.layer_method = method if isinstance(method, LayerMethod) else None
-        if method.stage == "compose" and method.ratio > 0:
-            self.token_method, self.layer_method = method.token_method, method.layer_method
-        if method.stage not in ("none", "input", "projector", "vision", "layer", "compose"):
-            raise PruningUnsupported(f"unknown stage '{method.stage}' of method {method.name}")
-        self.needs = frozenset(method.needs) if method.ratio > 0 else frozenset()
-        if method.ratio > 0 and getattr(self.token_method, "scope", "") == "per_tile":
-            self.needs |= {"tile_features"}
-        self.run = PruningRun(method)
-        if isinstance(method, InputMethod) and method.ratio > 0:
-            self.run._input = InputStage(family, method)
+        self.family, self.method, self.run, self.text_tower = family, method, run, text_tower
+        acting = [part for part in method.chain if part.ratio > 0 and method.ratio > 0]
+        #: parts before the language model, and the one inside it
+        self.token_parts = [part for part in acting if part.place in ("encoder", "tokens")]
+        self.layer_method: Any = next((p for p in acting if p.place == "layers"), None)
+        self.token_needs = frozenset(name for part in self.token_parts for name in part.needs)
+        if any(getattr(part, "scope", "") == "per_tile" for part in self.token_parts):
+            self.token_needs |= {"tile_features"}
+        layers = self.layer_method
+        self.layer_needs = frozenset(layers.needs) if layers is not None else frozenset()
+        self.encoding = Encoding(family, method, self.token_needs, run._input, lambda: run.shared)
         self.batch: Batch | None = None
-        self._captured: dict[int, tuple[Any, Any]] = {}
-        self._fresh: dict[str, list[CapturedImage]] = {}
-        self._merged: tuple[int, ...] = ()
-        self._found: dict[str, list[CapturedImage]] = {}
-        self._consumed = False
+        self._encoded: dict[str, Any] | None = None
         self._core_signature = inspect.signature(family.core.forward)
         self._lm_signature = inspect.signature(family.language_model.forward)
 
@@ -198,13 +85,12 @@ class _Runtime:
     def attached(self) -> Iterator[None]:
         """Hooks in place for the duration; the model is as before afterwards, errors included."""
         family = self.family
-        self._refuse_unsupported()
+        refuse.model_and_method(family, self.method, self.text_tower)
         stack = _OPEN.setdefault(family.model, [])
         stack.append(self)
         with contextlib.ExitStack() as undo:
             undo.callback(self._leave, stack)
-            for modality, name in family.encoders.items():
-                undo.enter_context(self._shadowed_encoder(modality, name))
+            undo.enter_context(self.encoding.attached(lambda: self._waiting))
             undo.enter_context(self._language_tap())
             hooks = [(family.core, self._before_core), (family.language_model, self._before_lm)]
             if self.layer_method is not None:
@@ -216,163 +102,25 @@ class _Runtime:
                 undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             yield
 
-    def _leave(self, stack: list[_Runtime]) -> None:
+    def _leave(self, stack: list[Runtime]) -> None:
         stack.remove(self)
         if not stack:
             _OPEN.pop(self.family.model, None)
         self.batch = None
-        self._captured.clear()
-        self._fresh.clear()
 
     @property
     def _waiting(self) -> bool:
         stack = _OPEN.get(self.family.model)
         return not stack or stack[-1] is not self
 
-    def _refuse_unsupported(self) -> None:
-        if self.method.ratio == 0:
-            return
-        config = self.family.language_model.config
-        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-            raise PruningUnsupported("text models with sliding-window attention cannot be pruned")
-        if self.needs & {"cls_attention", "last_attention"} and not self.family.has_cls:
-            instead = ", ".join(f"{k}={v}" for k, v in self.method.without_cls.items())
-            hint = f"; use {instead} instead" if instead else ""
-            raise PruningUnsupported(
-                f"{self.method.name} reads the CLS token, which the vision tower of "
-                f"{self.family.model.config.model_type} does not have{hint}"
-            )
-        self._refuse_missing_signals()
-        if self.method.positions == "compact" and not self.family.scalar_positions:
-            raise PruningUnsupported(
-                f"{self.method.name}: positions=compact is not defined for m-rope; use original"
-            )
-
-    def _refuse_missing_signals(self) -> None:
-        if self.token_method is None:
-            return
-        cls = {"cls_attention", "last_attention", "last_keys"} if self.family.has_cls else set()
-        wanted = frozenset(self.token_method.needs) if self.token_method.ratio > 0 else frozenset()
-        if "clip_similarity" in wanted:
-            self._check_text_tower()
-            wanted -= {"clip_similarity"}
-        for signal in sorted(wanted - self.family.offers - cls - {"fg_mask"}):
-            other = self.token_method.instead.get(signal)
-            hint = f"; use {other} instead" if other else ""
-            raise PruningUnsupported(
-                f"{self.method.name} needs the signal '{signal}', which the family "
-                f"{self.family.model.config.model_type} does not offer{hint}"
-            )
-
-    def _check_text_tower(self) -> None:
-        other = self.token_method.instead.get("clip_similarity")
-        hint = f"; use {other} instead" if other else ""
-        config, who = self.family.model.config, f"{self.method.name} needs 'clip_similarity'"
-        if getattr(config.vision_config, "model_type", "") != "clip_vision_model":
-            raise PruningUnsupported(
-                f"{who}, but the encoder of {config.model_type} has no CLIP text tower{hint}"
-            )
-        if self.text_tower is None:
-            raise PruningUnsupported(
-                f"{who}: give the CLIP checkpoint the encoder came from (model.clip=..., or "
-                f"prune(..., text_tower=...)){hint}"
-            )
-        if self.text_tower.width != config.vision_config.hidden_size:
-            raise PruningUnsupported(
-                f"{who}: the CLIP checkpoint's vision tower is {self.text_tower.width} wide, this "
-                f"model's {config.vision_config.hidden_size}{hint}"
-            )
-
-    @contextlib.contextmanager
-    def _shadowed_encoder(self, modality: str, name: str) -> Iterator[None]:
-        core = self.family.core
-        previous = core.__dict__.get(name)
-        inner = getattr(core, name)
-
-        @functools.wraps(inner)
-        def encode(*args: Any, **kwargs: Any) -> Any:
-            if self._waiting:
-                return inner(*args, **kwargs)
-            with self._smaller_crops(by_name(inspect.signature(inner), args, kwargs)):
-                return self._encode(modality, inner, args, kwargs)
-
-        setattr(core, name, encode)
-        try:
-            yield
-        finally:
-            if previous is None:
-                delattr(core, name)
-            else:
-                setattr(core, name, previous)
-
-    def _smaller_crops(self, named: dict[str, Any]) -> contextlib.AbstractContextManager:
-        stage = self.run._input
-        if stage is None:
-            return contextlib.nullcontext()
-        pixels = named.get("pixel_values")
-        if stage.side is not None and (pixels is None or pixels.shape[-1] != stage.pixels):
-            raise self._unprepared()
-        return stage.encoding()
-
-    def _unprepared(self) -> PruningUnsupported:
-        return PruningUnsupported(
-            f"{self.method.name} changes the prompt itself: hand its pictures and the processor to "
-            "run.reduce() and use what it returns"
-        )
-
     def _language_tap(self) -> contextlib.AbstractContextManager:
-        if self.layer_method is None or not self.needs:
+        if not self.layer_needs:
             return contextlib.nullcontext()
         listeners = {
             layer.self_attn: functools.partial(self._hear_layer, number)
             for number, layer in enumerate(self.family.layers)
         }
         return AttentionTap(listeners, {self.family.kernel})
-
-    # -- hook 1: the encoder --------------------------------------------------------------------
-
-    def _encode(self, modality: str, inner: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        family, capture = self.family, VisionCapture()
-        if self._consumed:
-            self._captured.clear()
-            self._fresh.clear()
-            self._consumed = False
-        taps = family.vision_taps(self.needs)
-        listeners = {
-            module: functools.partial(_remember_attention, capture, name)
-            for name, module in taps.items()
-        }
-        merging = None
-        if self.method.ratio > 0 and getattr(self.token_method, "merges_in_encoder", False):
-            merging = EncoderMerging(family, self.token_method)
-        with contextlib.ExitStack() as stack:
-            if merging is not None:
-                stack.enter_context(merging.active())
-            if taps:
-                kernels = {m.config._attn_implementation for m in taps.values()}
-                stack.enter_context(AttentionTap(listeners, kernels))
-            if self.needs:
-                hook = functools.partial(_remember_projection, capture)
-                stack.callback(family.projector().register_forward_hook(hook).remove)
-            if self.run.shared is None or merging is not None:
-                output = inner(*args, **kwargs)
-            else:
-                seen = frozenset(taps) | ({"projection"} if self.needs else frozenset())
-                output = self.run.shared.encode(inner, args, kwargs, capture, seen)
-        if merging is not None:
-            capture.merge_slots = merging.slots
-            self._merged = tuple(merging.plan)
-        features = list(output.pooler_output)
-        named = by_name(inspect.signature(inner), args, kwargs)
-        images = family.images(modality, named, features, capture)
-        for feature, image in zip(features, images, strict=True):
-            # Object identity survives the expansion of beams; the feature is kept alive with it.
-            self._captured[id(feature)] = (feature, image)
-        # Where all images come as one tensor, that tensor stands for them.
-        whole = output.pooler_output
-        self._captured[id(whole)] = (whole, images)
-        self._fresh.setdefault(modality, []).extend(images)
-        return output
 
     # -- hook 2: ids, and whether this is prefill -----------------------------------------------
 
@@ -402,14 +150,8 @@ class _Runtime:
                 "generate with use_cache=False"
             )
         grows = cacheless and before is not None and before.cacheless and extends(before, ids)
-        encoded = named.get("mm_encoder_outputs") or {}
-        self._found = {
-            modality: self._lookup(output.pooler_output)
-            for modality, output in encoded.items()
-            if output is not None
-        }
-        if not self._found:
-            self._fresh = {}
+        self.encoding.new_forward()
+        self._encoded = named.get("mm_encoder_outputs")
         codes = self.family.modality_codes(ids)
         names = before.sample_ids if grows else self._names(ids, named.get("attention_mask"))
         self.batch = Batch(
@@ -426,16 +168,6 @@ class _Runtime:
         self.batch.foreground = before.foreground if grows else self.run._foreground
         self.batch.questions = before.questions if grows else self.run._questions
         self.run._foreground = self.run._questions = None
-
-    def _lookup(self, features: Any) -> list[CapturedImage]:
-        if id(features) in self._captured:
-            return self._captured[id(features)][1]
-        images = [self._captured.get(id(f), (None, None))[1] for f in features]
-        if any(image is None for image in images):
-            raise PruningUnsupported(
-                "image features were computed outside the pruning context; encode inside it"
-            )
-        return images
 
     def _names(self, ids: Tensor, mask: Tensor | None) -> list[str]:
         given, self.run._sample_ids = self.run._sample_ids, None
@@ -483,9 +215,10 @@ class _Runtime:
         valid = torch.ones_like(batch.visual) if mask is None else mask.bool()
         batch.visual = batch.visual & valid
         batch.images = images_per_row(
-            self._found or self._fresh, list(self.family.encoders), batch.codes * batch.visual
+            self.encoding.pictures(self._encoded),
+            list(self.family.encoders),
+            batch.codes * batch.visual,
         )
-        self._consumed = True
         positions = row_positions(named.get("position_ids"), embeds)
         batch.last_position = positions.amax(1)
         if not batch.repeats:
@@ -539,7 +272,7 @@ class _Runtime:
 
     def _start_slots(self, embeds: Tensor) -> None:
         batch = self.batch
-        if self.needs & {"image_embeddings", "text_embeddings"}:
+        if self.layer_needs & {"image_embeddings", "text_embeddings"}:
             batch.embeddings = embeds
         columns = torch.arange(batch.entry_valid.shape[1], device=batch.entry_valid.device)
         batch.slots = Slots(
@@ -560,11 +293,11 @@ class _Runtime:
                 positions=self.method.positions,
                 crops=sum(image.layout.n_tiles for image in batch.images[row]),
                 grids=tuple((i.layout.n_tiles, *i.layout.patch_grid) for i in batch.images[row]),
-                merged=self._merged if batch.images[row] else (),
+                merged=next((i.merged for i in batch.images[row]), ()),
                 unreduced=asked[row],
             )
             if (asked[row].planned if asked[row] else record.grids) != record.grids:
-                raise self._unprepared()
+                raise refuse.unprepared(self.method)
             batch.records.append(record)
             if row % beams == 0 and not batch.grows:
                 self.run.records.append(record)
@@ -577,13 +310,13 @@ class _Runtime:
         if given is None and not any(self.batch.images):
             return [None] * rows
         if given is None or rows % len(given):
-            raise self._unprepared()
+            raise refuse.unprepared(self.method)
         return [one for one in given for _ in range(rows // len(given))]
 
     def _select_before_lm(self, valid: Tensor, embeds: Tensor) -> tuple[Tensor, Tensor]:
         """bool ``[B, L]`` tokens that enter layer 0, and the embeddings, merged slots rewritten."""
-        method, batch = self.token_method, self.batch
-        if method is None or method.ratio == 0:
+        parts, batch = self.token_parts, self.batch
+        if not parts:
             return valid, embeds
         started, keep = self.run.clock(), valid.clone()
         source, changed = embeds, None
@@ -603,14 +336,14 @@ class _Runtime:
                     image.pack,
                     self.family.project,
                 )
-                picked = method.keep(tokens)
+                picked = self.method.keep(tokens)
                 alive[offset + picked.indices] = True
                 if picked.features is not None:
                     slots.append(mine[picked.indices])
                     vectors.append(picked.features.to(embeds.dtype))
                 sizes = view_sizes(image)
-                if method.scope == "joint":
-                    everything = method.newline == "candidate"
+                if getattr(parts[0], "scope", "") == "joint":
+                    everything = getattr(parts[0], "newline", "") == "candidate"
                     sizes = [len(image.layout) if everything else sum(sizes)]
                 views += sizes
                 offset += len(image.layout)
@@ -627,7 +360,7 @@ class _Runtime:
     def _question(self, row: int) -> Tensor | None:
         """The row's question in CLIP's joint space ``[P]``, if the method asks for it."""
         tower, given = self.text_tower, self.batch.questions
-        if tower is None or "clip_similarity" not in self.token_method.needs:
+        if tower is None or "clip_similarity" not in self.token_needs:
             return None
         if given is None:
             raise PruningUnsupported(
@@ -877,19 +610,3 @@ class _Runtime:
         record.stages.append((layer, alive))
         if picked.features is not None:
             record.rewrites[layer] = (record.visual[kept], picked.features.detach().cpu())
-
-
-# --- helpers ------------------------------------------------------------------------------------
-
-
-def _remember_attention(
-    capture: VisionCapture, name: str, q: Tensor, k: Tensor, scaling: float
-) -> None:
-    capture.attention.setdefault(name, []).append((q, k, scaling))
-
-
-def _remember_projection(
-    capture: VisionCapture, module: nn.Module, args: tuple, output: Tensor
-) -> None:
-    capture.projector_input = args[0]
-    capture.projector_output = output

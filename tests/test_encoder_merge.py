@@ -9,7 +9,7 @@ from tests import tiny
 from vtprune import methods
 from vtprune.harness.cost import architecture_of, counter, shapes
 from vtprune.harness.cost.ledger import prefill, prefill_full
-from vtprune.methods.tome import ToMe
+from vtprune.methods.tome import ToMeInTower
 from vtprune.models import prune
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.oracle import masked
@@ -86,13 +86,13 @@ def test_attention_weighs_a_token_by_its_size(monkeypatch):
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 def test_the_ledger_counts_the_shorter_tower_as_torch_does(monkeypatch, family, kernel):
     model, matching = tiny.model(family, kernel), counter.Counter()
-    inner = ToMe.encoder_merge
+    inner = ToMeInTower.merge
 
     def counted(self, *args):
         with matching:
             return inner(self, *args)
 
-    monkeypatch.setattr(ToMe, "encoder_merge", counted)
+    monkeypatch.setattr(ToMeInTower, "merge", counted)
     method = methods.build("tome", **OPTIONS)
     feed = tiny.inputs(family, [tiny.prompt(family, 0)])
     with prune(model, method) as context:

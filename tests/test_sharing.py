@@ -19,10 +19,9 @@ from vtprune.harness.cell import sharing
 from vtprune.harness.cell.answerer import ModelAnswerer
 from vtprune.harness.cell.sharing import VisionCache, shared
 from vtprune.harness.evaluation.engines.base import Question
-from vtprune.models import prune
+from vtprune.models import PruningRun, prune
 from vtprune.models.families.base import VisionCapture
 from vtprune.models.load import load
-from vtprune.models.runtime import PruningRun
 
 pytestmark = pytest.mark.slow
 

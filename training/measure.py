@@ -173,7 +173,7 @@ def score(
     student: Student, items: list[Item], method: str = "none", batch: int = 32, **options: Any
 ) -> dict[str, tuple[int, int]]:
     """Group -> (right, asked) with a pruning method in place."""
-    from vtprune.models.runtime import prune
+    from vtprune.models import prune
 
     order = sorted(range(len(items)), key=lambda i: (items[i].image.shape, len(items[i].prompt)))
     tally: dict[str, list[int]] = {}

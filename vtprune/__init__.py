@@ -15,8 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vtprune.models.context import prune
     from vtprune.models.record import SampleRecord
-    from vtprune.models.runtime import PruningRun, prune
+    from vtprune.models.run import PruningRun
 
 __all__ = ["PruningRun", "SampleRecord", "prune"]
 

@@ -24,12 +24,14 @@ Signals = Mapping[str, Callable[[], Tensor]]
 class CapturedImage:
     """One image (or video) as it left the encoder: its layout and lazily computed signals.
 
-    ``pack`` as in :class:`methods.ImageTokens`.
+    ``pack`` as in :class:`methods.ImageTokens`; ``merged`` patches merged away in front of encoder
+    layers 1, 2, ... of every crop, empty where none were.
     """
 
     layout: TokenLayout
     signals: Signals = field(default_factory=dict)
     pack: Callable[[Tensor], Tensor] | None = None
+    merged: tuple[int, ...] = ()
 
 
 @dataclass

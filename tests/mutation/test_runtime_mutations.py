@@ -77,7 +77,7 @@ def test_tokens_in_score_order_instead_of_position_order(monkeypatch, name, opti
 
 
 def test_the_scoring_layer_runs_twice_and_doubles_its_cache(monkeypatch):
-    inner = runtime._Runtime._before_layer
+    inner = runtime.Runtime._before_layer
 
     def twice(self, number, module, args, kwargs):
         cache = kwargs.get("past_key_values")
@@ -87,7 +87,7 @@ def test_the_scoring_layer_runs_twice_and_doubles_its_cache(monkeypatch):
             entry.values = torch.cat([entry.values, entry.values], dim=2)
         return inner(self, number, module, args, kwargs)
 
-    monkeypatch.setattr(runtime._Runtime, "_before_layer", twice)
+    monkeypatch.setattr(runtime.Runtime, "_before_layer", twice)
     with pytest.raises((AssertionError, RuntimeError)):
         check_masking_equivalence("fastv", rows=1, family="llava", **LAYER)
 
@@ -99,21 +99,21 @@ def test_the_ratio_is_ignored(monkeypatch):
 
 
 def test_the_drop_happens_one_layer_late(monkeypatch):
-    inner = runtime._Runtime._due
-    monkeypatch.setattr(runtime._Runtime, "_due", lambda self, layer: inner(self, layer - 1))
+    inner = runtime.Runtime._due
+    monkeypatch.setattr(runtime.Runtime, "_due", lambda self, layer: inner(self, layer - 1))
     with pytest.raises((AssertionError, RuntimeError)):
         check_counts("fastv", **LAYER)
 
 
 def test_survivors_are_silently_renumbered(monkeypatch):
-    inner = runtime._Runtime._shorten
+    inner = runtime.Runtime._shorten
 
     def renumbered(self, named, *rest):
         args, named = inner(self, named, *rest)
         named["position_ids"] = torch.arange(named["inputs_embeds"].shape[1])[None]
         return args, named
 
-    monkeypatch.setattr(runtime._Runtime, "_shorten", renumbered)
+    monkeypatch.setattr(runtime.Runtime, "_shorten", renumbered)
     with pytest.raises(AssertionError):
         check_masking_equivalence("l2norm", rows=1, **TOKEN)
 
@@ -122,7 +122,7 @@ def test_rotary_angles_are_not_sliced_at_the_dropping_layer(monkeypatch):
     def unsliced(self, hidden, rotation):
         return tuple(r[:, : hidden.shape[1]] for r in rotation)
 
-    monkeypatch.setattr(runtime._Runtime, "_slot_rotation", unsliced)
+    monkeypatch.setattr(runtime.Runtime, "_slot_rotation", unsliced)
     with pytest.raises(AssertionError):
         check_masking_equivalence("fastv", rows=1, **LAYER)
 
@@ -147,13 +147,13 @@ def test_the_image_span_is_off_by_one(monkeypatch):
 
 
 def test_decode_counts_positions_from_the_shortened_cache(monkeypatch):
-    inner = runtime._Runtime._begin_decode
+    inner = runtime.Runtime._begin_decode
 
     def short(self, named, cache):
         named["position_ids"] = torch.tensor([[cache.get_seq_length()]])
         inner(self, named, cache)
         return (), named
 
-    monkeypatch.setattr(runtime._Runtime, "_begin_decode", short)
+    monkeypatch.setattr(runtime.Runtime, "_begin_decode", short)
     with pytest.raises(AssertionError):
         check_masking_equivalence("l2norm", rows=1, **TOKEN)

@@ -13,7 +13,6 @@ clock inside; that both agree says that the marks miss nothing and disturb littl
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vtprune.harness.cost.timing.clock import cache_bytes
+from vtprune.models.shadow import shadowed
 
 STAGES = ("setup", "vision", "selection", "prefill", "decode")
 
@@ -88,24 +88,14 @@ class Generation:
 
     @contextlib.contextmanager
     def _encoder_marks(self, marks: dict[str, float]) -> Iterator[None]:
-        core, name = self.model.model, "get_image_features"
-        previous, inner = core.__dict__.get(name), getattr(core, name)
-
-        @functools.wraps(inner)  # the library chooses arguments by the signature
-        def encode(*args: Any, **kwargs: Any) -> Any:
+        def encode(inner: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
             marks["vision_start"] = self.now()
             output = inner(*args, **kwargs)
             marks["vision_end"] = self.now()
             return output
 
-        setattr(core, name, encode)
-        try:
+        with shadowed(self.model.model, "get_image_features", encode):
             yield
-        finally:
-            if previous is None:
-                delattr(core, name)
-            else:
-                setattr(core, name, previous)
 
 
 class _FirstToken:
