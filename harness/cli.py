@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import io
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ import hydra
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from vtprune import places
+from vtprune import commands, places
 from vtprune.harness.cell import tasks
+from vtprune.harness.request import arguments as given
 from vtprune.harness.request import explain, resolvers, several  # noqa: F401
 from vtprune.harness.request.errors import ConfigError, HarnessError, one_line
 from vtprune.models.errors import ModelLoadError, PruningUnsupported
@@ -76,10 +80,25 @@ def _describe(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:
 
 def _hydra_main(arguments: Sequence[str]) -> None:
     before, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    main = hydra.main(config_path=str(places.CONF), config_name="config", version_base="1.3")(_job)
     try:
-        hydra.main(config_path=str(places.CONF), config_name="config", version_base="1.3")(_job)()
+        if {"-h", "--help"} & set(arguments):
+            _help(main)
+        else:
+            main()
     finally:
         sys.argv = before
+
+
+def _help(main: Callable[[], None]) -> None:
+    """Hydra's help with our other commands, as they can be typed here."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            main()  # raises SystemExit
+    finally:
+        told = text.getvalue().replace("$COMMANDS", commands.listing())
+        print(places.typed(told), end="", flush=True)
 
 
 def _job(cfg: DictConfig) -> None:
@@ -111,14 +130,26 @@ def _all(cfg: DictConfig, parts: Sequence[several.Part]) -> None:
         raise HarnessError(f"{len(failed)} of {len(parts)} benchmarks failed: {', '.join(failed)}")
 
 
+def submit(arguments: Sequence[str]) -> int:
+    """Submit a sweep to SLURM and return; ask later, from any node, how it does.
 
+        python scripts/submit.py method=gprune,fastv ratio=0.5,0.9 hydra.launcher.partition=gpu
+        python scripts/submit.py experiment=gprune_table1 hydra.launcher.gpus_per_node=1
+        python scripts/submit.py --status [FOLDER]       # the newest sweep, or the one in FOLDER
 
+    All options of `python run.py -m` work. Exit status of --status: 0 all done, 1 some failed, 3
+    not finished.
+    """
+    parser = given.parser("submit", inspect.getdoc(submit))
+    parser.add_argument("--status", nargs="?", const="", metavar="FOLDER")
+    parser.add_argument("--results", type=Path, default=places.RESULTS)
+    parser.add_argument("overrides", nargs="*", help="as for a sweep")
+    options = parser.parse_args(arguments)
+    if options.status is None:
+        return main(["-m", "hydra/launcher=slurm_array", *options.overrides])
+    from vtprune.harness.sweep import status
 
-
-
-
-
-
+    return status.show(Path(options.status) if options.status else status.newest(options.results))
 
 
 def _show(results: Sequence[dict[str, Any]]) -> None:
@@ -132,7 +163,7 @@ def _show(results: Sequence[dict[str, Any]]) -> None:
         print(f"results: {_shown_path(results[0]['directory'])}")
     store = Path(results[0]["directory"]).parents[3]
     where = "" if store == places.RESULTS else f" --results {_shown_path(str(store))}"
-    print(f"all cells so far: python scripts/tables.py{where}", flush=True)
+    print(f"all cells so far: {places.command('tables')}{where}", flush=True)
 
 
 def _gate_lines(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -170,3 +201,7 @@ def _report() -> int:
     from vtprune.harness.sweep.report import report
 
     return report(folder, _show)
+
+
+if __name__ == "__main__":  # Hydra finds SweepStart in the module of this name, not in this one
+    sys.exit(commands.main())

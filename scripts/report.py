@@ -1,18 +1,11 @@
-"""A table as one HTML page: `python scripts/report.py table=NAME [samples=40] [out=FILE]`.
-
-Tables, figures and a browser of samples, in a file that opens anywhere without a server. Options:
-model= data= as in the table, results=DIR.
-"""
-
-from __future__ import annotations
+"""`python scripts/report.py --help`: the same as `vtprune report`."""
 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vtprune.harness.reporting.report import command  # noqa: E402
+from vtprune.commands import main
 
 if __name__ == "__main__":
-    sys.exit(command.main(sys.argv[1:], __doc__ or ""))
+    sys.exit(main(["report", *sys.argv[1:]]))

@@ -1,55 +1,11 @@
-"""Train the embedded model from nothing but a seed: python scripts/train_embedded.py --seed 0.
+"""`python scripts/train_embedded.py --help`: the same as `vtprune train`."""
 
-Stages run in order and each one keeps its state under --out, so a killed run continues where it
-stopped when the same command is given again. `export` writes the Hugging Face folders,
-`measure` the figures of the model card.
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-STAGES = ("tower", "align", "language", "joint", "anyres", "export", "measure")
-
-
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stage", choices=("all", *STAGES), default="all")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("outputs/embedded"))
-    parser.add_argument("--models", type=Path, default=Path("models/embedded"))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="compute threads")
-    parser.add_argument("--steps", type=int, help="length of the stage (default: its recipe)")
-    parser.add_argument("--no-resume", dest="resume", action="store_false")
-    parser.add_argument("--fp32", action="store_true", help="no bfloat16 autocast")
-    parser.add_argument("--compile", action="store_true", help="compile the tower")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    import torch
-
-    from vtprune.training import stages
-
-    torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)
-    for stage in STAGES if args.stage == "all" else (args.stage,):
-        began = time.time()
-        report = stages.run(stage, args)
-        report = {"stage": stage, "minutes": round((time.time() - began) / 60, 2), **report}
-        args.out.mkdir(parents=True, exist_ok=True)
-        with (args.out / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(report) + "\n")
-        print(json.dumps(report), flush=True)
-
+from vtprune.commands import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,61 +1,11 @@
-"""Mirror every finished cell to W&B that is not there yet; a second call finds nothing to do.
+"""`python scripts/wandb_sync.py --help`: the same as `vtprune sync`."""
 
-    python scripts/wandb_sync.py            # offline runs in the cells' folders
-    python scripts/wandb_sync.py --online   # to the server of WANDB_BASE_URL, by WANDB_API_KEY
-
-Exit status 1 if a cell could not be published; the others are published all the same.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
 from pathlib import Path
 
-import yaml
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from vtprune.harness.cell import publish as loggers  # noqa: E402
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    default = yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text(encoding="utf-8"))
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
-    parser.add_argument("--online", action="store_true")
-    for name in ("project", "entity", "group"):
-        parser.add_argument(f"--{name}", default=default[name])
-    parser.add_argument("--samples", type=int, default=default["samples"], metavar="N",
-                        help="rows of the table of predictions")  # fmt: skip
-    parser.add_argument("--timeout", type=float, default=default["timeout_s"], metavar="SECONDS")
-    options = parser.parse_args()
-    own = {k: getattr(options, k) for k in ("project", "entity", "group", "samples")}
-    mode = "online" if options.online else "offline"
-    logger = {**default, **own, "mode": mode, "timeout_s": options.timeout}
-    return sync(options.results, logger)
-
-
-def sync(results: Path, logger: dict) -> int:
-    """Publish what is missing; stops waiting for a server after the first cell it did not take."""
-    cells = sorted(file.parent for file in (results / "runs").glob("*/*/*/result.json"))
-    missing = [cell for cell in cells if not loggers.published(cell, logger)]
-    failed = 0
-    for number, cell in enumerate(missing):
-        problem = loggers.publish(logger, cell)
-        if problem:
-            print(f"{cell.relative_to(results / 'runs')}: {problem}", file=sys.stderr)
-            failed += 1
-            if "no answer" in problem:
-                failed = len(missing) - number
-                break
-    print(f"{len(cells)} finished cells: {len(missing) - failed} published, "
-          f"{len(cells) - len(missing)} were there already, {failed} left")  # fmt: skip
-    return 1 if failed else 0
-
+from vtprune.commands import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["sync", *sys.argv[1:]]))

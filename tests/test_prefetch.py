@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,15 +12,11 @@ from types import SimpleNamespace
 import pytest
 
 from tests.bench_tools import config as bench_config
-from tests.engine_tools import ROOT
 from vtprune.harness.cell import prepare as settings
-from vtprune.harness.evaluation import prefetch
+from vtprune.harness.evaluation import prefetch, prefetch_command
 from vtprune.harness.request import hub
 from vtprune.harness.request.benches import for_engine
 from vtprune.harness.request.errors import ConfigError, HarnessError
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import prefetch as script
 
 COMMIT = "c" * 40
 
@@ -41,12 +36,12 @@ def no_network(monkeypatch, tmp_path):
 
 
 def composed(*arguments):
-    (made,) = script._configs(list(arguments))
+    (made,) = prefetch_command.configs(list(arguments))
     return made
 
 
 def test_a_list_of_benchmarks_is_one_config_each_and_hub_is_understood():
-    made = script._configs(["model=llava15_7b", "bench=[gqa,mme]"])
+    made = prefetch_command.configs(["model=llava15_7b", "bench=[gqa,mme]"])
     assert [c["bench"]["name"] for c in made] == ["gqa", "mme"]
     assert {c["data"]["source"] for c in made} == {"hub"}
 
@@ -139,12 +134,12 @@ def test_into_a_folder_only_the_configs_that_are_read_are_downloaded(tmp_path, m
 
 def test_offline_mode_is_no_time_to_fetch(monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert script.main(["model=llava15_7b", "bench=gqa"]) == 1
+    assert prefetch_command.main(["model=llava15_7b", "bench=gqa"]) == 1
     assert capsys.readouterr().err.startswith("error: offline mode is on")
 
 
 def test_mistakes_are_one_line(capsys):
-    assert script.main(["model=llava15_7b", "bench=gqaa"]) == 2
+    assert prefetch_command.main(["model=llava15_7b", "bench=gqaa"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "did you mean 'gqa'" in err
 

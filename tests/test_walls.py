@@ -15,11 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     "places", "methods", "models", "harness.request", "harness.store", "harness.cost",
     "harness.evaluation", "training", "harness.cell", "harness.sweep", "harness.reporting",
-    "harness.cli",
+    "commands", "harness.cli",
 )  # fmt: skip
 #: packages that a room must not load, whatever it is asked (inside functions it may)
 HEAVY = {"torch", "transformers", "lmms_eval", "vlmeval", "wandb"}
-LIGHT = ("places", "harness.request", "harness.store", "harness.sweep", "harness.cli")
+LIGHT = ("places", "commands", "harness.request", "harness.store", "harness.sweep", "harness.cli")
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -35,7 +35,7 @@ def module(file: Path) -> str:
 FILES = {module(f): f for f in tracked("harness/*.py", "models/*.py", "methods/*.py")}
 FILES |= {module(f): f for f in tracked("training/*.py")}
 FILES = {n: f for n, f in FILES.items() if n != "harness"}  # the map alone
-FILES |= {"places": ROOT / "vtprune" / "places.py"}
+FILES |= {name: ROOT / "vtprune" / f"{name}.py" for name in ("places", "commands")}
 
 
 def imports(name: str, text: str | None = None) -> dict[str, list[str]]:

@@ -2,7 +2,7 @@
 
 import sys
 
-from vtprune.harness.cli import main
+from vtprune.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

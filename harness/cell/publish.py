@@ -33,7 +33,7 @@ def publish(logger: dict[str, Any], folder: Path) -> str | None:
         return None
     log = Path(folder) / "wandb.log"
     command = places.module("harness.reporting.tracker.run", str(folder), json.dumps(logger))
-    again = f"python scripts/wandb_sync.py publishes it later (log: {log})"
+    again = f"{places.command('sync')} publishes it later (log: {log})"
     with log.open("a", encoding="utf-8") as stream:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,

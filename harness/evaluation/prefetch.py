@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vtprune import places
 from vtprune.harness.evaluation.data import tables
 from vtprune.harness.request import benches, hub
 from vtprune.harness.request import clip as text_tower
@@ -61,7 +62,7 @@ def command(config: dict[str, Any]) -> str:
     for key in ("root", "revision"):
         if config["data"].get(key):
             parts.append(f"data.{key}={config['data'][key]}")
-    return "python scripts/prefetch.py " + " ".join(parts)
+    return " ".join([places.command("prefetch"), *parts])
 
 
 @contextlib.contextmanager

@@ -1,12 +1,22 @@
-"""``docs/methods.md``: every registered method at a glance, with what it keeps of one picture."""
+"""Every registered method at a glance, with what it keeps of one picture: docs/methods.md.
+
+    python scripts/gallery.py                       writes docs/methods.md and its picture
+    python scripts/gallery.py --out methods.md      somewhere else, with your own methods too
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import io
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from vtprune import places
+from vtprune.harness.request import arguments as given
+from vtprune.harness.request.errors import ConfigError
 
 RATIO = 0.9
 COLUMNS = 6
@@ -18,6 +28,19 @@ _STAGES = {
     "compose": "before and inside the LLM",
     "none": "nowhere",
 }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the page and its picture; prints their files."""
+    parser = given.parser("gallery", __doc__)
+    parser.add_argument("--out", type=Path, help="default: docs/methods.md of the checkout")
+    options = parser.parse_args(arguments)
+    if options.out is None and places.CHECKOUT is None:
+        raise ConfigError("an installed package has no docs/methods.md: give --out FILE")
+    page = options.out or places.CHECKOUT / "docs" / "methods.md"
+    for path in write(page, places.path("models/embedded/llava")):
+        print(path)
+    return 0
 
 
 def write(page: Path, checkpoint: Path, row: int = 3) -> list[Path]:
@@ -190,3 +213,7 @@ def _common() -> set[str]:
 def _default(item: Any) -> str:
     made = item.default_factory is not dataclasses.MISSING
     return str(item.default_factory() if made else item.default)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

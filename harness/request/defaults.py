@@ -53,7 +53,8 @@ def compose(name: str, chosen: Mapping[str, str | None] | None = None, *, strict
     for part in placed:
         if part.key in seen:
             raise ConfigError(f"{part.file.path}: {part.key} appears twice in the defaults lists")
-        seen |= {part.key} - {None}
+        if part.key is not None:
+            seen.add(part.key)
         merge(merged, _embed(part.file.content, part.package), str(part.file.path))
     merged.pop("hydra", None)
     return Composed(merged, tree.choices)

@@ -5,11 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from vtprune import places
+
 
 class HarnessError(Exception):
-    """Something went wrong that the user can understand from one line."""
+    """Something went wrong that the user can understand from one line.
+
+    Commands it advises are shown as they can be typed here: see ``places.typed``.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return places.typed(super().__str__())
 
 
 class ConfigError(HarnessError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from vtprune import places
 from vtprune.harness.request import known
 from vtprune.harness.request.errors import did_you_mean, one_line, unknown
 
@@ -66,4 +67,4 @@ def unknown_option(key: str, valid: Sequence[str], choices: dict[str, str | None
         return unknown(f"option of {group}", option, own)
     top = [k for k in valid if "." not in k]
     near = (not dot and did_you_mean(key, top)) or did_you_mean(key, valid)
-    return f"unknown option '{key}'{near} (`python run.py --help` lists them)"
+    return f"unknown option '{key}'{near} (`{places.command()} --help` lists them)"

@@ -94,7 +94,7 @@ def _note_finished(plan: plans.Plan, before: dict[int, dict[str, Any]], where: s
     if partial := sum(bool(result["n_failed"]) for result in before.values()):
         print(f"note: {partial} of them have failed samples; force={RETRY} asks those again")
     if unseen := sum(_unpublished(plan.items[place], r) for place, r in before.items()):
-        print(f"note: {unseen} of them are not in W&B yet: python scripts/wandb_sync.py")
+        print(f"note: {unseen} of them are not in W&B yet: {places.command('sync')}")
 
 
 def _unpublished(item: plans.Item, result: dict[str, Any]) -> bool:
@@ -218,6 +218,8 @@ def _submitit(cluster: str, plan: plans.Plan, options: dict[str, Any]) -> None:
     executor.update_parameters(
         **{k if k in _SHARED else f"{cluster}_{k}": v for k, v in options.items()}
     )
+    # A job's process reads Job from a pickle, by name: it must find this package as we do.
+    os.environ |= {k: v for k, v in places.environment().items() if k == "PYTHONPATH"}
     with executor.batch():
         jobs = [executor.submit(Job(plan.folder, number)) for number in range(len(plan.jobs))]
     logs = short(str(folder).removesuffix("/%j"))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vtprune import places
 from vtprune.harness.cell import ranks
 from vtprune.harness.sweep import plan as plans
 from vtprune.harness.sweep import slurm
@@ -38,7 +39,7 @@ def _submitted(folders: Sequence[Path], jobs: Sequence[Path]) -> int:
     numbers = ", ".join(job.read_text(encoding="utf-8").strip() for job in jobs)
     folder = short(folders[0])
     print(f"submitted: SLURM job {numbers}, {cells} cells; logs: {folder}/logs")
-    print(f"status: python scripts/submit.py --status {shlex.quote(folder)}", flush=True)
+    print(f"status: {places.command('submit')} --status {shlex.quote(folder)}", flush=True)
     return 0
 
 

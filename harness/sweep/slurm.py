@@ -8,6 +8,7 @@ from typing import Any
 
 from vtprune import places
 from vtprune.harness.request.errors import HarnessError
+from vtprune.harness.request.files import VARIABLE as FOLDERS
 from vtprune.harness.sweep.plan import Plan
 from vtprune.harness.sweep.supervisor import REQUEUE
 from vtprune.harness.sweep.worker import JOB_LOG
@@ -41,15 +42,26 @@ def script(plan: Plan, options: dict[str, Any]) -> str:
     head = [f"#SBATCH --{k}" + ("" if v is None else f"={v}") for k, v in flags.items()]
     command = shlex.join(places.module("harness.sweep.supervisor", str(plan.folder)))
     body = _BODY.format(
-        root=shlex.quote(str(places.PACKAGE.parent)), command=command, requeue=REQUEUE,
+        environment=_environment(), command=command, requeue=REQUEUE,
         most=options["max_requeue"], job_log=JOB_LOG, logs=shlex.quote(str(logs)),
     )  # fmt: skip
     return "\n".join(["#!/bin/bash", *head, *(options.get("setup") or []), body])
 
 
+def _environment() -> str:
+    """What the job's Python needs to find: SLURM's --export may leave it out.
+
+    A job begins in the directory it was submitted from, and stays there.
+    """
+    made = places.environment()
+    lines = [f"export {FOLDERS}={shlex.quote(made[FOLDERS])}"] if made.get(FOLDERS) else []
+    if ahead := made.get("PYTHONPATH"):
+        lines.append(f"export PYTHONPATH={shlex.quote(ahead)}${{PYTHONPATH:+:$PYTHONPATH}}")
+    return "\n".join(lines)
+
+
 _BODY = """\
-cd {root} || exit 1
-export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}
+{environment}
 export {job_log}={logs}/job-$SLURM_ARRAY_TASK_ID.log
 {command} "$SLURM_ARRAY_TASK_ID" &
 child=$!

@@ -1,4 +1,13 @@
-"""`python scripts/figures.py`: which figures are drawn from what."""
+"""Figures from stored records: `python scripts/figures.py table=NAME [bench=...] [doc=...]`.
+
+    python scripts/figures.py table=mini_table1              curves, Pareto front, kept tokens
+    python scripts/figures.py table=fig4 kind=ratios         one kind only
+    python scripts/figures.py probe model=embedded bench=textvqa docs=[0,1,2]
+                                                             one pass of the model for Figs. 1b, 5
+
+Kinds: cost (Fig. 3), ratios (Fig. 4), pareto, kept (Fig. 6), flow (Fig. 5), norms (Fig. 1b).
+Options: model= data= as in the table, results=DIR, out=DIR.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +20,7 @@ import yaml
 
 from vtprune import places
 from vtprune.harness.reporting.tables import analysis, spec
+from vtprune.harness.request.arguments import wants_help
 from vtprune.harness.request.errors import ConfigError, HarnessError, unknown
 from vtprune.harness.store import index
 
@@ -19,10 +29,9 @@ FROM_TABLE = ("cost", "ratios", "pareto", "kept")
 OWN = ("table", "results", "out", "kind", "doc", "docs", "bench")
 
 
-def main(arguments: Sequence[str], help_text: str = "") -> int:
+def main(arguments: Sequence[str]) -> int:
     """The command with errors in one line."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(help_text)
+    if wants_help(list(arguments), __doc__):
         return 0
     try:
         for file in run(arguments):
@@ -132,3 +141,7 @@ def probe(pairs: dict[str, Any], results: Path) -> list[Path]:
                     results / "probes" / name / f"{bench}-{doc}.npz", options=None)
         for doc in docs
     ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

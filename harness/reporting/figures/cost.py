@@ -1,17 +1,22 @@
 """Pictures of cost: where the compute goes, and whether less of it is faster.
 
-Read from a result folder: ``profiles/`` (task=profile), ``runs/timing`` (task=time) and the cells
-of ``runs/``. Nothing is computed anew.
+    python scripts/cost_figures.py [results] [--out results/figures]
+
+Read from a result folder: profiles/ (task=profile), runs/timing (task=time) and the cells of runs/.
+Nothing is computed anew.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vtprune import places
+from vtprune.harness.request import arguments as given
 from vtprune.harness.request.errors import HarnessError
 
 STAGES = ("vision", "projector", "selection", "llm", "lm_head")
@@ -147,6 +152,23 @@ def draw_speedup(results: Path, folder: Path) -> list[Path]:
     return paper.save(made, folder / "speedup_predicted_measured")
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Draw what the folder has data for; 1 if it has none at all."""
+    parser = given.parser("costs", __doc__)
+    parser.add_argument("results", nargs="?", type=Path, default=places.RESULTS)
+    parser.add_argument("--out", type=Path, help="default: <results>/figures")
+    options = parser.parse_args(arguments)
+    folder, drawn = options.out or options.results / "figures", []
+    for draw in (draw_breakdown, draw_speedup):
+        try:
+            drawn += draw(options.results, folder)
+        except HarnessError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    for file in drawn:
+        print(file)
+    return 0 if drawn else 1
+
+
 def _label(data: dict[str, Any]) -> str:
     return f"{data['method']} {data['ratio']:g}"
 
@@ -162,3 +184,7 @@ def _unit(largest: float) -> tuple[float, str]:
 def _read(results: Path, pattern: str) -> Iterator[dict[str, Any]]:
     for file in sorted(Path(results).glob(pattern)):
         yield json.loads(file.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,8 @@
-"""`python scripts/report.py table=NAME`."""
+"""A table as one HTML page: `python scripts/report.py table=NAME [samples=40] [out=FILE]`.
+
+Tables, figures and a browser of samples, in a file that opens anywhere without a server. Options:
+model= data= as in the table, results=DIR.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,16 @@ import yaml
 from vtprune import places
 from vtprune.harness.reporting.report import page
 from vtprune.harness.reporting.tables import analysis, spec
+from vtprune.harness.request.arguments import wants_help
 from vtprune.harness.request.errors import ConfigError, HarnessError
 from vtprune.harness.store.journal import write_atomic
 
 OWN = ("table", "results", "out", "samples")
 
 
-def main(arguments: Sequence[str], help_text: str = "") -> int:
+def main(arguments: Sequence[str]) -> int:
     """The command with errors in one line."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(help_text)
+    if wants_help(list(arguments), __doc__):
         return 0
     try:
         print(run(arguments))
@@ -45,3 +49,7 @@ def run(arguments: Sequence[str]) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page.build(grid, results, limit=int(pairs.get("samples", 40))))
     return out
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

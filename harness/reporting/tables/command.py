@@ -1,4 +1,12 @@
-"""`python scripts/tables.py table=NAME status | plan | show | random | export`."""
+"""Tables from the store, without torch.
+
+    python scripts/tables.py [--csv | --markdown] [--results DIR]      every finished cell
+    python scripts/tables.py table=NAME status|plan|show|export        a table of conf/table
+        [model=... data=... bench.subset=10%]   settings of all its cells
+        [compare=paper]  the published value and the difference    [ci=true]     intervals
+        [agree=true]     answers equal to the unpruned model's     [cost=flops]  how compute counts
+        [results=DIR] [out=DIR]
+"""
 
 from __future__ import annotations
 
@@ -16,6 +24,7 @@ from vtprune import places
 from vtprune.harness.reporting.tables import (
     analysis,
     controls,
+    every,
     lookup,
     render,
     spec,
@@ -191,7 +200,7 @@ def plan(request: Request) -> str:
     where = ""
     if request.results.resolve() != places.RESULTS.resolve():
         where = f" paths.results={shlex.quote(str(request.results))}"
-    whole, lines = f"python run.py -m {request.filled_by}", []
+    whole, lines = f"{places.command()} -m {request.filled_by}", []
     if missing:
         lines += [f"# {estimate(found)}; finished cells are skipped", f"{whole}{extra}{where}", ""]
     if untimed:
@@ -200,7 +209,7 @@ def plan(request: Request) -> str:
     lines.append("# or one by one")
     for one in [*missing, *untimed]:
         arguments = " ".join(shlex.quote(a) for a in one.wanted.arguments)
-        lines.append(f"python run.py {arguments}{where}")
+        lines.append(f"{places.command()} {arguments}{where}")
     return "\n".join(lines)
 
 
@@ -224,9 +233,17 @@ def export(request: Request) -> list[Path]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command with errors in one line."""
+    """The command with errors in one line; without a table, every finished cell."""
+    if not any(argument.startswith("table=") for argument in arguments):
+        return every.show(arguments, __doc__)
+    if {"-h", "--help"} & set(arguments):
+        return every.show(["--help"], __doc__)
     try:
         return run(arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
