@@ -115,7 +115,7 @@ def expected_entry(
     return place[order], row[order]
 
 
-def check_entry(family: str, method: TokenMethod, records: list, more=None) -> None:
+def check_entry(family: str, parts: list[TokenMethod], records: list, more=None) -> None:
     made = captured(family)
     projector = getattr(made.model.model, "multi_modal_projector", None)
     for row, record in enumerate(records):
@@ -127,7 +127,11 @@ def check_entry(family: str, method: TokenMethod, records: list, more=None) -> N
                 if more is not None:
                     extra = {**picture.encoder, **more(row, picture)}
                     picture = dataclasses.replace(picture, encoder=extra)
-                kept, rows = expected_entry(method, picture, (NAMES[row], number), projector)
+                key, left = (NAMES[row], number), picture
+                kept, rows = torch.arange(len(picture.tokens)), picture.tokens
+                for part in parts:
+                    slots, rows = expected_entry(part, left, key, projector)
+                    kept, left = kept[slots], left.only(slots, rows)
             places.append(offset + kept)
             held.append(rows)
             offset += len(picture.tokens)
@@ -296,8 +300,9 @@ def check(family: str, method: methods.PruningMethod, more=None, **named: object
     """
     records = records_of(family, method, **named)
     assert [record.sample_id for record in records] == list(NAMES)
+    early = [part for part in method.chain if part.place == "tokens"]
+    if early:
+        check_entry(family, early, records, more)
     for part in method.chain:
         if part.place == "layers":
             check_layers(family, part, records, method.positions)
-        else:
-            check_entry(family, part, records, more)

@@ -8,6 +8,7 @@ eager kernel returns, keys are those in the model's own cache.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -62,8 +63,13 @@ class Picture:
 
     @property
     def base(self) -> Tensor:
-        """bool ``[n]``: tokens of the first crop, which lead."""
-        return torch.arange(len(self.tokens)) < self.grid[0] * self.grid[1]
+        """bool ``[n]``: tokens of the first crop, which is the base view."""
+        return self.tile == 0
+
+    def only(self, slots: Tensor, tokens: Tensor) -> Picture:
+        """What a first method leaves for a second: some slots, holding ``tokens``."""
+        tile, patch = self.tile[slots], self.patch[slots]
+        return dataclasses.replace(self, tokens=tokens, tile=tile, patch=patch)
 
     def packed(self, name: str) -> Tensor:
         """An encoder signal in the order of the prompt, 0 where no encoder token is."""

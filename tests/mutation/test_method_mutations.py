@@ -96,7 +96,6 @@ def one_layer_late(put: Defects) -> None:
 
 
 def positions_renumbered(put: Defects) -> None:
-    put.patch.setattr(PruningMethod, "positions", "compact", raising=False)
     put.swap(PruningMethod, "__post_init__", lambda inner: _renumbered(inner))
 
 
@@ -307,16 +306,15 @@ def text_distance_shifted(put: Defects) -> None:
 
 
 def five_neighbours_make_density(put: Defects) -> None:
-    inner = torch.Tensor.sort
+    sorting = torch.Tensor.sort
 
     def sort(self: torch.Tensor, *args: object, **kw: object):
-        found = inner(self, *args, **kw)
+        found = sorting(self, *args, **kw)
         if self.dim() == 2 and self.shape[0] == self.shape[1]:
             return type("Found", (), {"values": found.values[:, :5], "indices": found.indices})
         return found
 
-    put.patch.setattr(torch.Tensor, "sort", sort)
-    put.calls["sort"] = 1
+    put.swap(torch.Tensor, "sort", lambda inner: sort)
 
 
 CASES: list[tuple[Defect, str]] = [
