@@ -57,6 +57,8 @@ def _hardware(device: str) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
+    if places.CHECKOUT is None:  # installed, perhaps inside a repository of somebody else
+        return None
     try:
         done = subprocess.run(
             ["git", "-C", str(places.ROOT), *arguments],

@@ -21,6 +21,7 @@ from vtprune.harness.request.errors import HarnessError, one_line
 from vtprune.harness.store import lease
 from vtprune.harness.sweep import plan as plans
 from vtprune.harness.sweep.outcomes import DONE, FAILED, RUNNING, Outcomes
+from vtprune.places import also_from_here
 
 SOME_FAILED = 3  # exit status; 1 is what Python itself gives when a worker breaks
 JOB_LOG = "HARNESS_JOB_LOG"  # in the environment of a job: the file its output goes to
@@ -133,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("job", type=int)
     options = parser.parse_args(argv)
+    also_from_here()
     plan = plans.load(options.folder)
     return work(plan, plan.jobs[options.job])
 
