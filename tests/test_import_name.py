@@ -21,7 +21,8 @@ OURS = ("harness", "methods", "models", "training", "tests", "conf")
 METHOD = '''
 from dataclasses import dataclass
 from vtprune.methods import TokenMethod
-import models
+
+models = __import__("models")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +89,9 @@ def test_objects_are_pickled_by_the_one_name(links, hostile):
     method = methods.build("gprune", ratio=0.9)
     sent = pickle.dumps([method, Job(Path("sweep"), 3)])
     code = "import pickle, sys\nmethod, job = pickle.load(sys.stdin.buffer)\n" \
-           "print(type(method).__module__, method.ratio, type(job).__module__, job.job)"  # fmt: skip
-    done = python(links, hostile, "-c", code, input=sent)
-    told = done.stdout.decode().split()
-    assert told == [type(method).__module__, "0.9", "vtprune.harness.sweep.launchers", "3"]
+           "print(type(method).__module__, method.ratio, type(job).__module__)"  # fmt: skip
+    told = python(links, hostile, "-c", code, input=sent).stdout.decode().split()
+    assert told == [type(method).__module__, "0.9", "vtprune.harness.sweep.launchers"]
 
 
 def test_a_child_finds_what_its_parent_finds_and_nothing_that_is_hidden_there(links, hostile):

@@ -110,7 +110,8 @@ def test_a_source_distribution_holds_the_files_behind_the_links(source, wheel, t
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (packed,) = tmp_path.glob("*.tar.gz")
-    assert not [m.name for m in tarfile.open(packed).getmembers() if m.issym()]
+    with tarfile.open(packed) as held:
+        assert not [member.name for member in held.getmembers() if member.issym()]
     (again,) = tmp_path.glob("*.whl")  # made from the source distribution
     assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(wheel).namelist())
 
