@@ -85,6 +85,12 @@ def test_options_that_change_what_is_read_are_followed(name, options, family):
     check(family, built(name, family, **options))
 
 
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "qwen2_5_vl"])
+def test_three_methods_in_a_row_each_see_what_those_before_left(family):
+    parts = [{"name": "l2norm", "ratio": 0.2}, {"name": "gprune"}, {"name": "fastv"}]
+    check(family, methods.build("compose", parts=parts, ratio=0.7, positions="original"))
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     return save_clip(tmp_path_factory.mktemp("clip"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -367,3 +368,19 @@ CASES: list[tuple[Defect, str]] = [
 def test_goldens_notice(defect: Defect, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     golden = Golden(GOLDENS / f"{case}.npz")
     assert_noticed(monkeypatch, defect, lambda: CHECKERS[case.split("/")[0]](golden))
+
+
+@pytest.mark.parametrize("folder", sorted(CHECKERS))
+def test_every_folder_asks_the_class_itself(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that keeps the first tokens, whatever it sees, must fail its goldens."""
+    owner = cls({"sequential": "seqprune"}.get(folder, folder))
+    together = "select_all" in vars(owner)
+
+    def first(self: PruningMethod, what: object, k: Any) -> Any:
+        return [torch.arange(n) for n in k] if together else torch.arange(k)
+
+    def defect(put: Defects) -> None:
+        put.swap(owner, "select_all" if together else "select", lambda inner: first)
+
+    golden = Golden(GOLDENS / folder / "case_0.npz")
+    assert_noticed(monkeypatch, defect, lambda: CHECKERS[folder](golden))
