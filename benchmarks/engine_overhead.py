@@ -28,6 +28,7 @@ from vtprune.harness.evaluation import engines  # noqa: E402
 from vtprune.harness.evaluation.data import source  # noqa: E402
 from vtprune.harness.evaluation.engines.base import Answer, Job, Question  # noqa: E402
 from vtprune.harness.request import benches, known  # noqa: E402
+from vtprune.harness.request.request import Data, Request  # noqa: E402
 from vtprune.harness.store.journal import Journal  # noqa: E402
 
 SMALL, LARGE = 16, 96
@@ -85,32 +86,31 @@ def measure(bench: str, engine: str, repeat: int) -> tuple[float, float]:
     options = known.entries("engine", engine)
     if config is None or options is None:
         raise SystemExit(f"error: no bench={bench} or no engine={engine}")
-    config = benches.for_engine(config, options)
+    asked = benches.seen_by_engine(Request({"bench": config, "engine": options, "model": {}}))
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
         times: dict[int, list[float]] = {SMALL: [], LARGE: []}
-        asked: dict[int, int] = {}
+        rows: dict[int, int] = {}
         for turn in range(repeat + 1):
             for samples in (SMALL, LARGE):
-                seconds, asked[samples] = once(config, engine, samples, cache)
+                seconds, rows[samples] = once(asked, samples, cache)
                 if turn:  # the first one imports, opens and caches
                     times[samples].append(seconds)
     small, large = (statistics.median(times[n]) for n in (SMALL, LARGE))
-    slope = (large - small) / (asked[LARGE] - asked[SMALL])
-    return 1000 * slope, 1000 * (small - slope * asked[SMALL])
+    slope = (large - small) / (rows[LARGE] - rows[SMALL])
+    return 1000 * slope, 1000 * (small - slope * rows[SMALL])
 
 
-def once(config: dict, engine: str, samples: int, cache: Path) -> tuple[float, int]:
+def once(asked: Request, samples: int, cache: Path) -> tuple[float, int]:
     """Wall time of one run, and how many rows it asked (rotations count)."""
-    entry = config["engines"][engine]
-    asked = {"source": "mini", "seed": 0, "samples": samples}
-    data = source.prepare(asked, config, entry, cache)
+    drawn = Data("mini", 0, samples)
+    data = source.prepare(drawn, asked.bench, asked.entry, cache)
     with tempfile.TemporaryDirectory() as name, quiet():
         folder = Path(name)
         with Journal(folder / "samples.jsonl") as journal:
-            job = Job(config, entry, data, 8, journal, {}, folder / "engine")
+            job = Job(asked.bench, asked.entry, data, 8, journal, {}, folder / "engine")
             start = time.perf_counter()
-            outcome = engines.get(engine).run(job, Constant())
+            outcome = engines.get(asked.engine).run(job, Constant())
             return time.perf_counter() - start, len(outcome.samples)
 
 

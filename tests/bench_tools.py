@@ -9,8 +9,9 @@ from typing import Any
 from tests.engine_tools import ROOT, Scripted
 from vtprune.harness.evaluation.data import mini, source
 from vtprune.harness.evaluation.engines.base import Job, Outcome
-from vtprune.harness.request.benches import for_engine
+from vtprune.harness.request.benches import seen_by_engine
 from vtprune.harness.request.known import entries
+from vtprune.harness.request.request import Request
 from vtprune.harness.store.journal import Journal, read_journal
 
 CONF = ROOT / "conf"
@@ -55,14 +56,15 @@ def job(
 ) -> Job:  # fmt: skip
     """A job on mini rows; continues what the journal in ``folder`` holds."""
     options = entries("engine", engine) or {}
-    bench = for_engine(config(name, **bench_changes), options, model)
-    entry = bench["engines"][engine]
-    asked = {"source": "mini", "seed": 0, "samples": samples}
+    request = seen_by_engine(Request({
+        "bench": config(name, **bench_changes), "engine": options, "model": model,
+        "data": {"source": "mini", "seed": 0, "samples": samples},
+    }))  # fmt: skip
     earlier = read_journal(folder / "samples.jsonl")
     return Job(
-        bench=bench,
-        engine=entry,
-        data=source.prepare(asked, bench, entry, folder / "cache"),
+        bench=request.bench,
+        engine=request.entry,
+        data=source.prepare(request.data, request.bench, request.entry, folder / "cache"),
         batch_size=batch_size,
         journal=journal,
         answered={e["doc_id"]: e for e in earlier if not e["error"]},

@@ -12,6 +12,7 @@ import yaml
 
 from vtprune.harness.evaluation.data import source
 from vtprune.harness.evaluation.engines.base import Answer, Job, Question
+from vtprune.harness.request.request import Bench, Data, Task
 from vtprune.harness.store.journal import Journal, read_journal
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,9 +36,9 @@ def job(
     **bench_changes: Any,
 ) -> Job:
     """A job on mini TextVQA whose journal lies in ``folder``; continues what is there."""
-    bench = bench_config("textvqa", **bench_changes)
-    engine = bench["engines"]["lmms_eval"]
-    asked = {"source": "mini", "seed": seed, "samples": samples}
+    given = bench_config("textvqa", **bench_changes)
+    bench, engine = Bench.of(given), Task.of(given["engines"]["lmms_eval"])
+    asked = Data("mini", seed, samples)
     earlier = read_journal(folder / "samples.jsonl")
     return Job(
         bench=bench,

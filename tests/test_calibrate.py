@@ -13,6 +13,7 @@ import torch
 from tests import tiny
 from vtprune.harness.cell import recipes
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Request
 from vtprune.models import prune
 from vtprune.models.families import family_of
 from vtprune.models.replay import start_replay
@@ -61,18 +62,19 @@ def test_a_replay_that_drops_equals_a_pruned_run():
         alive = alive[best]
 
 
-def config(**method: object) -> dict:
+def config(results: Path = Path(), **method: object) -> Request:
     options = {"fit_mode": "replay", "budget": "mean_tokens"}
     options |= {"return_last_trial": False, "n_calibration": 4}
     entry = {"name": "fitprune", "recipe": "calibrated", **options, **method}
-    return {"method": entry, "ratio": 0.5, "model": {"name": "embedded"}}
+    return Request({"method": entry, "ratio": 0.5, "model": {"name": "embedded"},
+                    "paths": {"results": str(results)}})  # fmt: skip
 
 
 def stored(results: Path, name: str = "a", **identity: object) -> Path:
     folder = recipes.folder(results)
     folder.mkdir(parents=True, exist_ok=True)
     whole = {"checkpoint": "abc", "ratio": 0.5, "bench": "textvqa", "data": {"source": "mini"}}
-    whole |= {k: v for k, v in config()["method"].items() if k in recipes.SEARCH_OPTIONS}
+    whole |= {k: v for k, v in config().method.options.items() if k in recipes.SEARCH_OPTIONS}
     path = folder / f"{name}.json"
     content = {"identity": {**whole, **identity}, "fractions": [0.25, 0.5], "samples": 4}
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -85,29 +87,29 @@ def test_a_stored_recipe_is_found_by_checkpoint_ratio_and_search_options(tmp_pat
     stored(tmp_path, "other-search", fit_mode="offline")
     notes: list[str] = []
     with pytest.raises(ConfigError, match="task=calibrate method=fitprune ratio=0.5"):
-        recipes.resolve(config(), "abc", tmp_path, notes)
+        recipes.resolve(config(tmp_path), "abc", notes)
     right = stored(tmp_path, "right")
-    resolved = recipes.resolve(config(), "abc", tmp_path, notes)
-    assert resolved["method"]["recipe"] == [0.25, 0.5]
+    resolved = recipes.resolve(config(tmp_path), "abc", notes)
+    assert resolved.method.options["recipe"] == [0.25, 0.5]
     assert right.name in notes[0]
 
 
 def test_two_fitting_recipes_must_be_told_apart_by_file(tmp_path):
     one, two = stored(tmp_path, "one"), stored(tmp_path, "two", bench="gqa")
     with pytest.raises(ConfigError, match="several"):
-        recipes.resolve(config(), "abc", tmp_path, [])
-    chosen = recipes.resolve(config(recipe=str(two)), "abc", tmp_path, [])
-    assert chosen["method"]["recipe"] == [0.25, 0.5]
+        recipes.resolve(config(tmp_path), "abc", [])
+    chosen = recipes.resolve(config(tmp_path, recipe=str(two)), "abc", [])
+    assert chosen.method.options["recipe"] == [0.25, 0.5]
     with pytest.raises(ConfigError, match="another checkpoint"):
-        recipes.resolve(config(recipe=str(one)), "else", tmp_path, [])
+        recipes.resolve(config(tmp_path, recipe=str(one)), "else", [])
     with pytest.raises(ConfigError, match="no stored recipe"):
-        recipes.resolve(config(recipe=str(tmp_path / "nothing.json")), "abc", tmp_path, [])
+        recipes.resolve(config(tmp_path, recipe=str(tmp_path / "nothing.json")), "abc", [])
 
 
 def test_other_methods_and_published_recipes_are_left_alone(tmp_path):
     for entry in ({"name": "gprune"}, {"name": "fitprune", "recipe": "published"}):
-        given = {"method": entry, "ratio": 0.5}
-        assert recipes.resolve(given, "abc", tmp_path, []) is given
+        given = Request({"method": entry, "ratio": 0.5})
+        assert recipes.resolve(given, "abc", []) is given
 
 
 @pytest.mark.slow

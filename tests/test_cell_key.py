@@ -21,6 +21,8 @@ from vtprune.harness.cell import prepare as settings
 from vtprune.harness.request import benches
 from vtprune.harness.request import compose as wanted
 from vtprune.harness.request import identity as cells
+from vtprune.harness.request.device import Runtime
+from vtprune.harness.request.request import Request
 from vtprune.harness.store.cell import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,8 +65,10 @@ class Inputs:
         config = {**self.config, "bench": bench}
         if config["method"]["name"] == "none":
             config["ratio"] = 0.0
-        return cells.make(config, checkpoint=self.checkpoint, model_type=self.model_type,
-                          runtime=self.runtime, data=self.data, clip=self.clip)  # fmt: skip
+        return cells.make(
+            Request(config), checkpoint=self.checkpoint, model_type=self.model_type,
+            runtime=Runtime(**self.runtime), data=self.data, clip=self.clip,
+        )  # fmt: skip
 
 
 def inputs(request: str, **changes: Any) -> Inputs:
@@ -183,7 +187,7 @@ def test_a_stored_cell_has_no_part_besides(tmp_path):
     config = wanted.compose({"method": "gprune", "ratio": 0.5, "data.samples": 4})
     config["model"]["path"] = str(ROOT / "models" / "embedded" / "llava")
     config["paths"] = {"results": str(tmp_path)}
-    prepared = settings.prepare(config)
+    prepared = settings.prepare(Request(config))
     store = Store(tmp_path, prepared.cell)
     store.open(config)
     stored = yaml.safe_load((store.folder / "cell.yaml").read_text(encoding="utf-8"))
@@ -329,7 +333,7 @@ def test_where_and_from_which_table_a_cell_is_asked_leaves_the_key(tmp_path):
         config = wanted.compose({"method": "gprune", "ratio": 0.5, "data.samples": 4})
         config["model"] |= {"path": str(path), "name": name}
         config["paths"] = {"results": str(tmp_path / results)}
-        keys.add(settings.prepare(config).cell.key)
+        keys.add(settings.prepare(Request(config)).cell.key)
     assert len(keys) == 1
 
 

@@ -14,6 +14,7 @@ import pytest
 from tests import family_checkpoints
 from vtprune.harness.request import checkpoint
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Model
 from vtprune.models import processor
 from vtprune.models.errors import ModelLoadError
 from vtprune.models.load import load
@@ -144,7 +145,7 @@ def test_the_original_llava_format_is_named_before_torch_is_imported(tmp_path):
     config = {"model_type": "llava", "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": "clip"}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ConfigError, match="original LLaVA format.*llava-hf"):
-        checkpoint.find({"path": str(tmp_path)})
+        checkpoint.find(Model(path=str(tmp_path)))
 
 
 def test_joined_encoder_layers_are_refused_by_name(folder):

@@ -224,11 +224,12 @@ def test_the_redirect_ends_with_the_call(run):
 
 def test_the_bench_file_names_the_tasks_own_data(engine):
     from vtprune.harness.evaluation.engines.lmms_data import importable_without_key, task_manager
+    from vtprune.harness.request.request import Task
 
     for file in sorted((tools.ROOT / "conf/bench").glob("*.yaml")):
         entry = tools.bench_config(file.stem)["engines"]["lmms_eval"]
         with importable_without_key():
-            config = task_manager(entry)._get_config(entry["task"])
+            config = task_manager(Task.of(entry))._get_config(entry["task"])
         assert config["dataset_path"] == entry["dataset"]
         assert config.get("dataset_name") == entry["config"]
         assert config["test_split"] == entry["split"]

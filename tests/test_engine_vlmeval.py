@@ -21,6 +21,7 @@ from tests import bench_tools as tools
 from tests.engine_tools import ROOT, Scripted
 from tests.test_bench_lmms import MINI_MAXIMUM, SCHEMA
 from vtprune.harness.request.errors import ConfigError, HarnessError
+from vtprune.harness.request.request import Bench, Data, Task
 
 # Not importorskip: that would import it without what the engine does around the import.
 if importlib.util.find_spec("vlmeval") is None:
@@ -214,20 +215,20 @@ def test_a_missing_table_is_an_error_and_no_download(tmp_path):
 
     with pytest.raises(HarnessError, match=r"POPE\.tsv not found"):
         vlm_table.open_dataset("POPE", tmp_path)
-    asked = {"source": "hub", "root": str(tmp_path)}
+    asked = Data("hub", root=str(tmp_path))
     with pytest.raises(ConfigError, match=r"POPE\.tsv is not in"):
-        source.prepare(asked, tools.config("pope"), entry("pope"), tmp_path)
+        source.prepare(asked, Bench("pope"), Task.of(entry("pope")), tmp_path)
 
 
 def test_a_published_table_is_identified_by_its_md5(tmp_path):
     from vtprune.harness.evaluation.data import source, tables
 
     file = tables.build("pope", "POPE", tmp_path, 0, 2)
-    asked = {"source": "hub", "root": str(tmp_path)}
-    first = source.prepare(asked, tools.config("pope"), entry("pope"), tmp_path)
+    asked = Data("hub", root=str(tmp_path))
+    first = source.prepare(asked, Bench("pope"), Task.of(entry("pope")), tmp_path)
     assert first.identity == {"source": "hub", "table": "POPE", "md5": tables.md5(file)}
     tables.build("pope", "POPE", tmp_path, 1, 2)
-    second = source.prepare(asked, tools.config("pope"), entry("pope"), tmp_path)
+    second = source.prepare(asked, Bench("pope"), Task.of(entry("pope")), tmp_path)
     assert second.identity != first.identity
 
 

@@ -13,6 +13,7 @@ import pytest
 from vtprune.harness.evaluation.data import redirect, source
 from vtprune.harness.request import checkpoint, hub
 from vtprune.harness.request.errors import ConfigError, HarnessError
+from vtprune.harness.request.request import Bench, Data, Model, Task
 
 COMMIT = "a" * 40
 ENGINE = {"dataset": "org/data", "split": "test"}
@@ -78,7 +79,7 @@ def cached_model(home, commit=COMMIT):
 
 def test_the_commit_of_a_data_set_is_asked_and_recorded(server, tmp_path):
     server["/api/datasets/org/data/revision/main"] = {"sha": COMMIT}
-    made = source.prepare({"source": "hub"}, {"name": "textvqa"}, ENGINE, tmp_path)
+    made = source.prepare(Data("hub"), Bench("textvqa"), Task.of(ENGINE), tmp_path)
     assert made.identity == {"source": "hub", "dataset": "org/data", "revision": COMMIT}
     assert (made.revision, made.note) == (COMMIT, None)
 
@@ -86,16 +87,16 @@ def test_the_commit_of_a_data_set_is_asked_and_recorded(server, tmp_path):
 def test_without_a_network_the_cached_commit_is_used_and_said(tmp_path):
     cached_dataset(tmp_path, "b" * 40, when=1000.0)
     cached_dataset(tmp_path, COMMIT, when=2000.0)
-    made = source.prepare({"source": "hub"}, {"name": "textvqa"}, ENGINE, tmp_path)
+    made = source.prepare(Data("hub"), Bench("textvqa"), Task.of(ENGINE), tmp_path)
     assert made.revision == COMMIT, "the one prepared last, which the library will take as well"
     assert "hub not reachable" in made.note and hub.offline()
 
 
 def test_a_commit_that_is_not_cached_is_not_replaced_by_another(tmp_path):
     cached_dataset(tmp_path, "b" * 40)
-    asked = {"source": "hub", "revision": COMMIT}
+    asked = Data("hub", revision=COMMIT)
     with pytest.raises(ConfigError, match="not in the local cache"):
-        source.prepare(asked, {"name": "textvqa"}, ENGINE, tmp_path)
+        source.prepare(asked, Bench("textvqa"), Task.of(ENGINE), tmp_path)
 
 
 def test_a_commit_other_than_the_recorded_one_is_refused():
@@ -119,7 +120,7 @@ def test_a_missing_or_gated_id_is_told_apart_from_a_missing_network(server):
 
 def test_a_cached_model_needs_no_network(tmp_path):
     folder = cached_model(tmp_path)
-    found = checkpoint.find({"hub": "org/model", "path": None, "revision": None})
+    found = checkpoint.find(Model(hub="org/model"))
     assert (found.path, found.model_type) == (folder, "llava")
     assert found.fingerprint() == f"org/model@{COMMIT}"
 
@@ -135,7 +136,7 @@ def test_an_unsupported_hub_model_is_refused_before_it_is_downloaded(server):
     server["/api/models/org/model/revision/main"] = {"sha": COMMIT}
     server[f"/org/model/resolve/{COMMIT}/config.json"] = {"model_type": "bert"}
     with pytest.raises(ConfigError, match="unsupported architecture 'bert' in org/model"):
-        checkpoint.find({"hub": "org/model", "path": None, "revision": None})
+        checkpoint.find(Model(hub="org/model"))
 
 
 def test_a_silent_server_costs_no_more_than_the_time_limit(monkeypatch):

@@ -15,8 +15,9 @@ from tests.bench_tools import config as bench_config
 from vtprune.harness.cell import prepare as settings
 from vtprune.harness.evaluation import prefetch, prefetch_command
 from vtprune.harness.request import hub
-from vtprune.harness.request.benches import for_engine
+from vtprune.harness.request.benches import seen_by_engine
 from vtprune.harness.request.errors import ConfigError, HarnessError
+from vtprune.harness.request.request import Task
 
 COMMIT = "c" * 40
 
@@ -36,14 +37,14 @@ def no_network(monkeypatch, tmp_path):
 
 
 def composed(*arguments):
-    (made,) = prefetch_command.configs(list(arguments))
+    (made,) = prefetch_command.requests(list(arguments))
     return made
 
 
 def test_a_list_of_benchmarks_is_one_config_each_and_hub_is_understood():
-    made = prefetch_command.configs(["model=llava15_7b", "bench=[gqa,mme]"])
-    assert [c["bench"]["name"] for c in made] == ["gqa", "mme"]
-    assert {c["data"]["source"] for c in made} == {"hub"}
+    made = prefetch_command.requests(["model=llava15_7b", "bench=[gqa,mme]"])
+    assert [r.bench.name for r in made] == ["gqa", "mme"]
+    assert {r.data.source for r in made} == {"hub"}
 
 
 @pytest.mark.parametrize(
@@ -56,15 +57,14 @@ def test_a_list_of_benchmarks_is_one_config_each_and_hub_is_understood():
     ],
 )
 def test_the_command_named_is_the_one_that_was_meant(arguments):
-    config = composed(*arguments)
-    config["choices"] = dict(a.split("=") for a in arguments[:2])
-    named = prefetch.command(config)
+    chosen = dict(a.split("=") for a in arguments[:2])
+    named = prefetch.command(composed(*arguments).changed(choices=chosen))
     assert sorted(named.split()) == sorted(["python", "scripts/prefetch.py", *arguments])
 
 
 def test_a_run_without_it_names_the_command(tmp_path):
     config = composed("model=llava15_7b", "bench=pope", f"paths.results={tmp_path}")
-    config["choices"] = {"model": "llava15_7b", "bench": "pope"}
+    config = config.changed(choices={"model": "llava15_7b", "bench": "pope"})
     with pytest.raises(ConfigError) as caught:
         settings.prepare(config)
     line = str(caught.value)
@@ -81,14 +81,14 @@ def prepared(home: Path, dataset: str, config: str, commit: str = COMMIT) -> Pat
 
 
 def test_half_of_a_data_set_is_not_enough(tmp_path):
-    engine = bench_config("gqa")["engines"]["lmms_eval"]
+    engine = Task.of(bench_config("gqa")["engines"]["lmms_eval"])
     names = hub.configs(engine)
     assert names == ["testdev_balanced_instructions", "testdev_balanced_images"]
-    prepared(tmp_path / "hf", engine["dataset"], names[0])
+    prepared(tmp_path / "hf", engine.dataset, names[0])
     with pytest.raises(ConfigError, match="not in the local cache"):
-        hub.dataset_commit(engine["dataset"], None, names)
-    prepared(tmp_path / "hf", engine["dataset"], names[1])
-    assert hub.dataset_commit(engine["dataset"], None, names)[0] == COMMIT
+        hub.dataset_commit(engine.dataset, None, names)
+    prepared(tmp_path / "hf", engine.dataset, names[1])
+    assert hub.dataset_commit(engine.dataset, None, names)[0] == COMMIT
 
 
 def test_both_tables_of_gqa_are_prepared_at_one_commit(tmp_path, monkeypatch):
@@ -191,8 +191,8 @@ def test_the_table_of_the_other_engine_is_fetched_from_its_own_address(
     config = composed("model=embedded", "bench=mme", "engine=vlmevalkit", f"data.root={tmp_path}")
     (item,) = prefetch.fetch(config)
     assert item.folder == tmp_path / "MME.tsv" and item.size == 15
-    bench = for_engine(config["bench"], config["engine"])
+    config = seen_by_engine(config)
     from vtprune.harness.evaluation.data import source
 
-    made = source.prepare(config["data"], bench, bench["engines"]["vlmevalkit"], tmp_path)
+    made = source.prepare(config.data, config.bench, config.entry, tmp_path)
     assert made.identity["table"] == "MME"

@@ -15,6 +15,7 @@ from vtprune.harness.cost import profile, shapes
 from vtprune.harness.cost.timing import run as timing_run
 from vtprune.harness.reporting.figures import cost as figures
 from vtprune.harness.request.errors import ConfigError, HarnessError
+from vtprune.harness.request.request import Request
 from vtprune.models import prune
 from vtprune.models.describe import describe, hf_config
 
@@ -30,12 +31,12 @@ PARAMETERS = {
 }  # fmt: skip
 
 
-def request(name: str, method: str = "gprune", ratio: float = 0.7, **changes) -> dict:
-    return {
+def request(name: str, method: str = "gprune", ratio: float = 0.7, **changes) -> Request:
+    return Request({
         "model": {"name": name, "architecture": str(ROOT / f"models/architectures/{name}.json")},
         "method": {"name": method}, "ratio": ratio, "seed": 0, "image_size": "672x672",
         "text_tokens": 64, **changes,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def test_every_published_model_has_an_architecture():
@@ -128,7 +129,7 @@ def test_a_wrong_image_size_is_one_line(text):
 def test_a_model_without_sizes_is_one_line(tmp_path):
     model = {"name": "x", "architecture": str(tmp_path / "none.json")}
     with pytest.raises(ConfigError, match="cannot read the architecture"):
-        profile.run_profile({**request("llava15_7b"), "model": model})
+        profile.run_profile(request("llava15_7b").changed(model=model))
 
 
 def test_pictures_are_drawn_from_a_result_folder(tmp_path):

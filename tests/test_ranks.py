@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from vtprune.harness.cell import ranks
+from vtprune.harness.request.request import Request
 from vtprune.harness.store.journal import Journal, read_journal
 from vtprune.harness.store.lease import Lost
 
@@ -178,7 +179,7 @@ def test_ranks_go_by_what_the_first_one_saw(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "_checked_method", lambda prepared: "method")
     monkeypatch.setattr(running, "_say_finished", lambda *_: None)
     monkeypatch.setattr(running, "_compute_together", lambda *_: seen.append("computed"))
-    prepared = SimpleNamespace(config={"force": False, "sweep": {"lease_s": 60}})
+    prepared = SimpleNamespace(request=Request({"force": False, "sweep": {"lease_s": 60}}))
 
     def part(group):
         with group.cell():

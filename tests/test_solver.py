@@ -10,13 +10,14 @@ from tests import tiny
 from vtprune import methods
 from vtprune.harness.cost import solver
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Request
 
 DEEP = {"num_hidden_layers": 32, "num_key_value_heads": 4}
 
 
 @pytest.fixture
 def request_for(tmp_path):
-    """A config of a 32-layer LLaVA with 576 visual tokens; small widths change no share of note."""
+    """A 32-layer LLaVA with 576 visual tokens is asked for; small widths change no share."""
     vision = {**tiny.vision_config(), "image_size": 96, "hidden_size": 16, "intermediate_size": 16}
     config = {"model_type": "llava", "image_token_index": 3, "vision_config": vision,
               "text_config": tiny.text_config(**DEEP)}  # fmt: skip
@@ -24,13 +25,13 @@ def request_for(tmp_path):
     file.write_text(json.dumps({"config": config}), encoding="utf-8")
 
     def make(method: str, options: dict | None = None, **budget):
-        return {
+        return Request({
             "model": {"name": "deep", "architecture": str(file)},
             "method": {"name": method, **(options or {})},
             "ratio": None, "seed": 0, "image_size": "96x96", "text_tokens": 40,
             "paths": {"results": str(tmp_path)},
             "budget": {"convention": "flops", **budget},
-        }  # fmt: skip
+        })  # fmt: skip
 
     return make
 
@@ -42,7 +43,7 @@ METHODS = ("gprune", "random", "tome", "fastv", "seqprune", "fitprune", "pyramid
 @pytest.mark.parametrize("method", METHODS)
 def test_all_methods_meet_one_target_within_one_percent(request_for, method, convention):
     config, notes = request_for(method, flops=0.6, convention=convention), []
-    ratio = solver.resolve(config, notes)["ratio"]
+    ratio = solver.resolve(config, notes).ratio
     cost = solver._costs(config, solver.budget_of(config))
     assert cost(ratio) == pytest.approx(0.6, rel=solver.TOLERANCE)
     assert f"ratio={ratio:g}" in notes[0] and convention in notes[0]
@@ -51,13 +52,13 @@ def test_all_methods_meet_one_target_within_one_percent(request_for, method, con
 @pytest.mark.parametrize("method", METHODS)
 def test_mean_tokens_are_met_whatever_a_method_does_inside(request_for, method):
     config = request_for(method, mean_tokens=288)
-    ratio = solver.resolve(config, [])["ratio"]
+    ratio = solver.resolve(config, []).ratio
     assert ratio == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_smaller_picture_meets_a_budget_where_its_whole_grids_do(request_for):
     solved = solver.resolve(request_for("downsample", mean_tokens=256), [])
-    assert 256 / 576 <= 1 - solved["ratio"] < 289 / 576
+    assert 256 / 576 <= 1 - solved.ratio < 289 / 576
     with pytest.raises(ConfigError, match="nearest feasible target is budget.mean_tokens=") as one:
         solver.resolve(request_for("downsample", mean_tokens=240), [])
     nearest = float(str(one.value).partition("=240 is")[2].split("=")[1].split()[0])
@@ -77,19 +78,19 @@ def test_a_methods_own_knobs_move_where_ratio_alone_cannot_meet_the_budget(reque
     notes: list[str] = []
     config = request_for("fastv", {"K": 2}, mean_tokens=27.7)  # K = 2 leaves 36 at least
     solved = solver.resolve(config, notes)
-    assert solved["method"]["K"] == 1 and "K=1" in notes[0]
+    assert solved.method.options["K"] == 1 and "K=1" in notes[0]
     cost = solver._costs(config, solver.budget_of(config))
-    assert cost(solved["ratio"], K=1) == pytest.approx(27.7, rel=solver.TOLERANCE)
-    assert solved["budget"]["moved_from"] == {"K": 2}  # tables find the cell by what was asked
+    assert cost(solved.ratio, K=1) == pytest.approx(27.7, rel=solver.TOLERANCE)
+    assert solved.budget.moved_from == {"K": 2}  # tables find the cell by what was asked
 
 
 def test_the_nearest_knob_moves_first_and_as_few_as_possible(request_for):
     near = solver.resolve(request_for("seqprune", mean_tokens=80), [])  # step=0.1 reaches 129
-    assert {k: near["method"][k] for k in near["budget"]["moved_from"]} == {"step": 0.2}
+    assert {k: near.method.options[k] for k in near.budget.moved_from or {}} == {"step": 0.2}
     far = solver.resolve(request_for("seqprune", mean_tokens=29.6), [])
-    assert {k: far["method"][k] for k in far["budget"]["moved_from"]} == {"step": 0.5, "K": 1}
+    assert {k: far.method.options[k] for k in far.budget.moved_from or {}} == {"step": 0.5, "K": 1}
     enough = solver.resolve(request_for("seqprune", mean_tokens=200), [])
-    assert "moved_from" not in enough["budget"]
+    assert enough.budget.moved_from is None
 
 
 def test_only_the_ratio_moves_where_that_is_asked(request_for):
@@ -121,20 +122,20 @@ def test_a_stored_timing_of_the_model_predicts_latency(tmp_path):
               "vision_config": {**tiny.vision_config(), "image_size": 64}}  # fmt: skip
     file = tmp_path / "small.json"
     file.write_text(json.dumps({"config": config}), encoding="utf-8")
-    asked = {
+    asked = Request({
         "model": {"name": "small", "architecture": str(file), "weights": "random", "device": "cpu"},
         "method": {"name": "random"}, "ratio": 0.5, "seed": 0, "image_size": "64x64",
         "text_tokens": 8, "paths": {"results": str(tmp_path)},
         "timing": {"images": None, "repeats": 1, "warmup": 0, "new_tokens": 2, "batch_sizes": [1]},
-    }  # fmt: skip
+    })  # fmt: skip
     stored = run.run_timing(asked)["batches"][0]["baseline"]["seconds"]
     seconds = {stage: stored[stage]["median"] for stage in ("setup", "vision", "prefill")}
     target = seconds["setup"] + seconds["vision"] + 0.6 * seconds["prefill"]
-    config = {**asked, "ratio": None, "budget": {"latency": target, "convention": "flops"}}
+    config = asked.changed(ratio=None, budget={"latency": target, "convention": "flops"})
     solved = solver.resolve(config, [])
     cost = solver._costs(config, solver.budget_of(config))
-    assert cost(solved["ratio"]) == pytest.approx(target, rel=solver.TOLERANCE)
-    assert 0.2 < solved["ratio"] < 0.6
+    assert cost(solved.ratio) == pytest.approx(target, rel=solver.TOLERANCE)
+    assert 0.2 < solved.ratio < 0.6
 
 
 def test_latency_needs_a_timing_and_follows_from_it(request_for, tmp_path):
@@ -152,7 +153,7 @@ def test_latency_needs_a_timing_and_follows_from_it(request_for, tmp_path):
     folder = tmp_path / "runs" / "timing" / "deep" / "none-0-0"
     folder.mkdir(parents=True)
     (folder / "timing.json").write_text(json.dumps(stored), encoding="utf-8")
-    ratio = solver.resolve(config, [])["ratio"]
+    ratio = solver.resolve(config, []).ratio
     assert 0.3 < ratio < 0.5  # half of the prefill's work, much of which is quadratic here
 
 
@@ -168,7 +169,7 @@ def test_latency_needs_a_timing_and_follows_from_it(request_for, tmp_path):
     ],
 )
 def test_malformed_budgets_are_one_line(request_for, method, ratio, budget, message):
-    config = {**request_for(method, **budget), "ratio": ratio}
+    config = request_for(method, **budget).changed(ratio=ratio)
     with pytest.raises(ConfigError, match=message):
         solver.resolve(config, [])
 
@@ -182,5 +183,5 @@ def test_a_cost_that_rises_in_places_is_still_solved():
     def cost(ratio: float) -> float:
         return 1 - ratio + (0.2 if 0.4 < ratio < 0.5 else 0)
 
-    found = solver.solve(solver.Budget("flops", 0.62, "flops"), cost, "x")
+    found = solver.solve(solver.Budget("flops", 0.62, "flops"), cost, [{}], "x")
     assert found.achieved == pytest.approx(0.62, rel=0.01)

@@ -10,7 +10,9 @@ import pytest
 
 from vtprune.harness.request import checkpoint
 from vtprune.harness.request import identity as cells
+from vtprune.harness.request.device import Runtime
 from vtprune.harness.request.errors import HarnessError
+from vtprune.harness.request.request import Request
 from vtprune.harness.store.cell import Store
 from vtprune.harness.store.journal import Journal, drop_torn_line, read_journal, write_atomic
 
@@ -42,7 +44,8 @@ def make(change=None, checkpoint="f00d", runtime=RUNTIME, data=DATA):
     config = copy.deepcopy(CONFIG)
     if change:
         change(config)
-    return cells.make(config, checkpoint=checkpoint, model_type="llava", runtime=runtime, data=data)
+    return cells.make(Request(config), checkpoint=checkpoint, model_type="llava",
+                      runtime=Runtime(**runtime), data=data)  # fmt: skip
 
 
 def put(path, value):

@@ -12,6 +12,7 @@ from vtprune.harness.reporting.tables import spec
 from vtprune.harness.request import subset
 from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.identity import Cell
+from vtprune.harness.request.request import Bench
 from vtprune.harness.store import reuse
 from vtprune.harness.store.cell import Store
 from vtprune.harness.store.journal import Journal
@@ -20,7 +21,7 @@ KINDS = ["a"] * 60 + ["b"] * 30 + ["c"] * 10
 
 
 def rows(part, seed=0, columns=None, n=100, group=None):
-    bench = {"subset": part, "subset_seed": seed}
+    bench = Bench(subset=part, subset_seed=seed)
     return subset.rows(bench, columns or {"category": KINDS}, n, group or {})
 
 

@@ -17,6 +17,7 @@ from vtprune.harness.cost.ledger import kv_cache_bytes
 from vtprune.harness.cost.timing import clock, measure, predict, report, run
 from vtprune.harness.cost.timing.samples import draw
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Request, Timing
 from vtprune.methods import TokenMethod, build
 from vtprune.methods.fastv import FastV
 from vtprune.models import prune
@@ -56,7 +57,8 @@ class SlowInside(FastV):
 def measured(method, family="llava_next", batch=1, **changes):
     model = tiny.model(family)
     vlm = VLM(model, None, "tiny", "cpu", "float32")
-    return run.time_batch(vlm, method, [(64, 64)], 8, LIMITS, {**TIMING, **changes}, batch)
+    timing = Timing.of({**TIMING, **changes})
+    return run.time_batch(vlm, method, [(64, 64)], 8, LIMITS, timing, batch)
 
 
 def seconds(side: dict, stage: str) -> float:
@@ -104,10 +106,10 @@ def test_rounds_go_on_until_stages_and_whole_agree_or_enough_were_made(monkeypat
     monkeypatch.setattr(run, "_one_round", one_round)
     sides, nothing = ({"baseline": made, "pruned": made} for made in (None, []))
     vlm = VLM(None, None, "tiny", "cpu", "float32")
-    rounds, _ = run._rounds(vlm, sides, nothing, {**TIMING, "warmup": 0, "settle": 9})
+    rounds, _ = run._rounds(vlm, sides, nothing, Timing.of({**TIMING, "warmup": 0, "settle": 9}))
     assert len(rounds["pruned"]) == 7  # one side was apart three times, then together four times
     made = iter([1.2] * 99)
-    rounds, _ = run._rounds(vlm, sides, nothing, {**TIMING, "warmup": 1, "settle": 3})
+    rounds, _ = run._rounds(vlm, sides, nothing, Timing.of({**TIMING, "warmup": 1, "settle": 3}))
     assert len(rounds["pruned"]) == 6
 
 
@@ -168,17 +170,17 @@ def test_the_interval_is_that_of_order_statistics():
     assert clock.interval(range(1, 11)) == (2, 9)  # 97.9 %; (3, 8) would be 89 %
 
 
-def _request(tmp_path: Path, **changes) -> dict:
+def _request(tmp_path: Path, **changes) -> Request:
     text = tiny.text_config()
     config = {"model_type": "llava", "image_token_index": tiny.IMAGE_TOKEN, "text_config": text,
               "vision_config": tiny.vision_config()}  # fmt: skip
     file = tmp_path / "small.json"
     file.write_text(json.dumps({"config": config}), encoding="utf-8")
     model = {"name": "small", "architecture": str(file), "weights": "random", "device": "cpu"}
-    return {
+    return Request({
         "model": model, "method": {"name": "gprune"}, "ratio": 0.5, "seed": 0, "timing": TIMING,
         "image_size": "32x32", "text_tokens": 8, "paths": {"results": str(tmp_path)}, **changes,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def test_random_weights_need_no_checkpoint_and_the_result_is_stored(tmp_path):

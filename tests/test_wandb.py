@@ -20,6 +20,7 @@ from tests import checkpoint_tools, wandb_tools
 from vtprune.harness import cli
 from vtprune.harness.cell import publish as loggers
 from vtprune.harness.reporting.tracker import run as wandb_run
+from vtprune.harness.request.request import Logger
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGGER = yaml.safe_load((ROOT / "conf/logger/wandb.yaml").read_text(encoding="utf-8"))
@@ -139,7 +140,7 @@ def test_a_server_that_does_not_answer_holds_nobody_up(results, silent_server, m
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     folder, _ = cell(results, "random")
     start = time.monotonic()
-    problem = loggers.publish({**LOGGER, "mode": "online", "timeout_s": 6}, folder)
+    problem = loggers.publish(Logger.of({**LOGGER, "mode": "online", "timeout_s": 6}), folder)
     assert "no answer within 6 s" in problem and "wandb_sync.py" in problem
     assert time.monotonic() - start < 15
 

@@ -20,6 +20,7 @@ from vtprune.harness.cell.prepare import Prepared
 from vtprune.harness.request.errors import ConfigError, HarnessError
 from vtprune.harness.request.identity import canonical_json
 from vtprune.harness.request.method import build_method
+from vtprune.harness.request.request import Request
 
 
 def run_calibration(prepared: Prepared) -> dict[str, Any]:
@@ -30,23 +31,21 @@ def run_calibration(prepared: Prepared) -> dict[str, Any]:
     """
     from vtprune import methods
     from vtprune.harness.evaluation import quiet
-    from vtprune.models.load import load
 
-    config = prepared.config
-    if config["method"].get("name") != "fitprune":
+    request = prepared.request
+    if request.method.name != "fitprune":
         raise ConfigError("task=calibrate works for method=fitprune, the one that has a recipe")
-    if not 0 < config["ratio"] < 1:
+    if not 0 < request.ratio < 1:
         raise ConfigError("task=calibrate needs a ratio in (0, 1)")
-    build_method({**config, "method": {**config["method"], "recipe": "published"}})
-    where = {"path": prepared.checkpoint.path, "name": config["model"]["name"], **prepared.runtime}
-    target = recipes.folder(prepared.results)
+    build_method(recipes.with_recipe(request, "published"))
+    target = recipes.folder(request.results)
     target.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with quiet.libraries_to(target / "log.txt"):
-        vlm = load(where)
+        vlm = prepared.load()
         prompts = collect_prompts(prepared, vlm, target)
     try:
-        found = search(vlm, prompts, config)
+        found = search(vlm, prompts, request)
     except methods.MethodError as error:
         raise HarnessError(str(error)) from error
     artefact = _artefact(prepared, found, len(prompts), time.perf_counter() - started)
@@ -62,7 +61,7 @@ def collect_prompts(prepared: Prepared, vlm: Any, scratch: Path) -> list[dict[st
     from vtprune.harness.evaluation.engines.base import Answer, Job
     from vtprune.harness.request import prompts as wordings
 
-    config, system = prepared.config, wordings.system(prepared.config["model"])
+    request, system = prepared.request, wordings.system_of(prepared.request.model)
     collected: list[dict[str, Any]] = []
 
     class Collector:
@@ -78,21 +77,21 @@ def collect_prompts(prepared: Prepared, vlm: Any, scratch: Path) -> list[dict[st
             """The answers are placeholders; nothing of them is stored."""
 
     job = Job(
-        bench=config["bench"],
-        engine=config["bench"]["engines"][config["engine"]["name"]],
+        bench=request.bench,
+        engine=request.entry,
         data=prepared.data,
         batch_size=1,
         journal=Nowhere(),
         answered={},
         scratch=scratch / ".engine",
     )
-    engines.get(config["engine"]["name"]).run(job, Collector())
+    engines.get(request.engine).run(job, Collector())
     if not collected:
         raise HarnessError("none of the calibration samples has an image")
     return collected
 
 
-def search(vlm: Any, prompts: Sequence[dict[str, Any]], config: dict[str, Any]) -> Any:
+def search(vlm: Any, prompts: Sequence[dict[str, Any]], request: Request) -> Any:
     """Statistics of the unpruned model, then the bisection; a bar shows both."""
     from tqdm import tqdm
 
@@ -101,7 +100,7 @@ def search(vlm: Any, prompts: Sequence[dict[str, Any]], config: dict[str, Any]) 
     from vtprune.models.families import family_of
     from vtprune.models.replay import start_replay
 
-    method, family = config["method"], family_of(vlm.model)
+    options, family = request.method.options, family_of(vlm.model)
     text = architecture_of(vlm.model.config).text
     starts = [start_replay(family, prompt) for prompt in prompts]
     costs = Costs(
@@ -111,9 +110,9 @@ def search(vlm: Any, prompts: Sequence[dict[str, Any]], config: dict[str, Any]) 
         mlp_width=text.mlp,
         n_text=[start.n_text for start in starts],
         kv_width=text.key_value,
-        budget=method["budget"],
+        budget=options["budget"],
     )
-    offline = method["fit_mode"] == "offline"
+    offline = options["fit_mode"] == "offline"
     trials = 1 if offline else 8
     with tqdm(
         total=trials * len(starts) * text.layers, desc="calibrate", unit="layer", leave=False,
@@ -131,9 +130,9 @@ def search(vlm: Any, prompts: Sequence[dict[str, Any]], config: dict[str, Any]) 
         result = search_recipe(
             begin,
             totals,
-            config["ratio"],
+            request.ratio,
             costs,
-            return_last_trial=method["return_last_trial"],
+            return_last_trial=options["return_last_trial"],
             progress=None if offline else bar.update,
         )
     mean_visual = sum(costs.n_visual) / len(starts)  # type: ignore[arg-type]
@@ -156,17 +155,17 @@ def _statistics(replay: Any, n_layers: int, progress: Callable[[], Any]) -> list
 
 def _artefact(prepared: Prepared, found: Any, samples: int, seconds: float) -> dict[str, Any]:
     result, fractions = found
-    config = prepared.config
+    request = prepared.request
     chosen = next(t for t in reversed(result.trials) if t.deletions == result.recipe)
     return {
         "identity": {
             "checkpoint": prepared.checkpoint.fingerprint(),
-            "ratio": config["ratio"],
-            **recipes.search_options(config),
-            "bench": config["bench"]["name"],
+            "ratio": request.ratio,
+            **recipes.search_options(request.method),
+            "bench": request.bench.name,
             "data": prepared.data.identity,
         },
-        "model": config["model"]["name"],
+        "model": request.model.name,
         "deletions": list(result.recipe),
         "fractions": fractions,
         "reduction": chosen.reduction,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vtprune.harness.cell import recipes
@@ -12,6 +11,7 @@ from vtprune.harness.evaluation import prefetch
 from vtprune.harness.evaluation.data import source
 from vtprune.harness.request import benches, check, checkpoint, clip, device
 from vtprune.harness.request import identity as cells
+from vtprune.harness.request.request import Request
 from vtprune.harness.store.cell import Store
 
 
@@ -20,76 +20,83 @@ class Prepared:
     """A checked request: the cell, and where to find what it names."""
 
     cell: cells.Cell
-    config: dict[str, Any]
+    request: Request
     checkpoint: checkpoint.Checkpoint
-    runtime: dict[str, Any]
+    runtime: device.Runtime
     data: source.DataSource
     notes: tuple[str, ...] = ()
     clip: clip.Found | None = None
 
-    @property
-    def results(self) -> Path:
-        return Path(self.config["paths"]["results"])
+    def load(self, on: str | None = None) -> Any:
+        """The model, on the device ``on`` if one is named.
+
+        Raises:
+            ModelLoadError: it cannot be loaded; one line with the reason.
+        """
+        from vtprune.models.load import load
+
+        where = self.runtime if on is None else replace(self.runtime, device=on)
+        name = self.request.model.name
+        return load({"path": self.checkpoint.path, "name": name, **where.entries()})
 
 
-def prepare(config: dict[str, Any], *, sweep: bool = False) -> Prepared:
+def prepare(asked: Request, *, sweep: bool = False) -> Prepared:
     """Everything that can be known about a run before torch is imported.
 
     What is neither on this machine nor within reach is an error that names the command to fetch it.
 
     Args:
-        config: the composed config as plain containers.
+        asked: what the composed config says.
         sweep: part of a multirun, in which ``method=none`` meets ratios meant for the others.
 
     Raises:
         ConfigError: one line saying what is wrong with the request.
     """
-    notes: list[str] = []
-    check.check_task(config["task"])
-    config = solver.resolve(config, notes)
-    config = {**config, "ratio": check.ratio_of(config, sweep, notes)}
-    check.check_numbers(config)
-    bench = benches.for_engine(config["bench"], config["engine"], config["model"])
-    config = {**config, "bench": bench}
-    source.check(config["data"])
-    if config["task"] == "calibrate":
-        config = recipes.calibration_data(config)
-    with prefetch.named(config):
-        found = checkpoint.find(config["model"])
-        tower = clip.find(config) if config["task"] == "cell" else None
-    runtime = device.resolve(config["model"], found.config)
-    if config["task"] == "cell":
-        results = Path(config["paths"]["results"])
-        config = recipes.resolve(config, found.fingerprint(), results, notes)
-    engine = config["bench"]["engines"][config["engine"]["name"]]
-    cache = Path(config["paths"]["results"]) / ".cache"
-    with prefetch.named(config):
-        data = source.prepare(config["data"], config["bench"], engine, cache.resolve())
+    request, notes = _begun(asked, sweep)
+    check.check_numbers(request.config)
+    request = benches.seen_by_engine(request)
+    source.check(request.data)
+    if request.task == "calibrate":
+        request = recipes.calibration_data(request)
+    with prefetch.named(request):
+        found = checkpoint.find(request.model)
+        tower = clip.find(request) if request.task == "cell" else None
+    runtime = device.resolve(request.model, found.config)
+    if request.task == "cell":
+        request = recipes.resolve(request, found.fingerprint(), notes)
+    with prefetch.named(request):
+        cache = (request.results / ".cache").resolve()
+        data = source.prepare(request.data, request.bench, request.entry, cache)
     cell = cells.make(
-        config,
+        request,
         checkpoint=found.fingerprint(),
         model_type=found.model_type,
         runtime=runtime,
         data=data.identity,
         clip=tower.fingerprint if tower else None,
     )
-    return Prepared(cell, config, found, runtime, data, tuple(notes), tower)
+    return Prepared(cell, request, found, runtime, data, tuple(notes), tower)
 
 
-def dataless(config: dict[str, Any], *, sweep: bool = False) -> tuple[dict[str, Any], list[str]]:
-    """The checked config of a task that reads neither benchmark nor checkpoint, and notes.
+def dataless(asked: Request, *, sweep: bool = False) -> tuple[Request, list[str]]:
+    """The checked request of a task that reads neither benchmark nor checkpoint, and notes.
 
     Raises:
         ConfigError: one line saying what is wrong with the request.
     """
+    request, notes = _begun(asked, sweep)
+    check.whole("batch_size", request.batch_size, 1)
+    check.whole("seed", request.seed, 0)
+    check.whole("text_tokens", request.text_tokens, 2)
+    return request, notes
+
+
+def _begun(asked: Request, sweep: bool) -> tuple[Request, list[str]]:
+    """What every task begins with: it exists, its budget is solved, its ratio is a number."""
     notes: list[str] = []
-    check.check_task(config["task"])
-    config = solver.resolve(config, notes)
-    config = {**config, "ratio": check.ratio_of(config, sweep, notes)}
-    check.whole("batch_size", config["batch_size"], 1)
-    check.whole("seed", config["seed"], 0)
-    check.whole("text_tokens", config["text_tokens"], 2)
-    return config, notes
+    check.check_task(asked.task)
+    return check.completed(solver.resolve(asked, notes), sweep, notes), notes
+
 
 def where(
     config: dict[str, Any], choices: dict[str, str | None]
@@ -97,7 +104,7 @@ def where(
     """Key and directory of a cell as this machine sees it; what is wrong with it, the job tells."""
     try:
         check.check_keys(config, choices)
-        prepared = prepare(config, sweep=True)
+        prepared = prepare(Request(config), sweep=True)
     except Exception:  # whatever it is, the job meets it again and reports the cell as failed
         return None, None
-    return prepared.cell.key, str(Store(prepared.results, prepared.cell).folder.absolute())
+    return prepared.cell.key, str(Store(prepared.request.results, prepared.cell).folder.absolute())

@@ -8,31 +8,34 @@ import json
 import os
 import signal
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vtprune import places
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Logger
 
 _MODES = ("offline", "online")
 
 
-def check(logger: dict[str, Any]) -> None:
+def check(logger: Logger) -> None:
     """Refuse an impossible ``logger`` entry before anything is computed."""
-    if logger["name"] == "wandb" and logger["mode"] not in _MODES:
-        raise ConfigError(f"logger.mode must be offline or online: got {logger['mode']!r}")
+    if logger.name == "wandb" and logger.mode not in _MODES:
+        raise ConfigError(f"logger.mode must be offline or online: got {logger.mode!r}")
 
 
-def publish(logger: dict[str, Any], folder: Path) -> str | None:
+def publish(logger: Logger, folder: Path) -> str | None:
     """Mirror the finished cell in ``folder``; what went wrong in one line, None if all went well.
 
     In a process of its own: the client may hang at exit when its server is away, and it may fail in
     any way it likes, without the run noticing more than this line.
     """
-    if logger["name"] == "none":
+    if logger.name == "none":
         return None
     log = Path(folder) / "wandb.log"
-    command = places.module("harness.reporting.tracker.run", str(folder), json.dumps(logger))
+    about = json.dumps(asdict(logger))
+    command = places.module("harness.reporting.tracker.run", str(folder), about)
     again = f"{places.command('sync')} publishes it later (log: {log})"
     with log.open("a", encoding="utf-8") as stream:
         process = subprocess.Popen(
@@ -40,9 +43,9 @@ def publish(logger: dict[str, Any], folder: Path) -> str | None:
             env=places.environment(), start_new_session=True,
         )  # fmt: skip
         try:
-            status = process.wait(timeout=logger["timeout_s"])
+            status = process.wait(timeout=logger.timeout_s)
         except subprocess.TimeoutExpired:
-            return f"wandb: no answer within {logger['timeout_s']} s; {again}"
+            return f"wandb: no answer within {logger.timeout_s} s; {again}"
         finally:
             _end(process)
     return f"wandb: publishing failed; {again}" if status else None
@@ -58,20 +61,20 @@ MARKER = "wandb.json"
 FORMAT = 2  # raise when a run holds something else than before: it is published again then
 
 
-def target(logger: dict[str, Any], result_file: Path) -> dict[str, Any]:
+def target(logger: Logger, result_file: Path) -> dict[str, Any]:
     """What publishing would publish, and where to."""
-    online = logger["mode"] == "online"
+    online = logger.mode == "online"
     return {
         "result": hashlib.sha256(result_file.read_bytes()).hexdigest()[:16],
         "format": FORMAT,
-        "mode": logger["mode"],
-        "project": logger["project"],
-        "entity": logger["entity"],
+        "mode": logger.mode,
+        "project": logger.project,
+        "entity": logger.entity,
         "server": os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai") if online else None,
     }
 
 
-def published(folder: Path, logger: dict[str, Any]) -> bool:
+def published(folder: Path, logger: Logger) -> bool:
     """True if this very result is there already."""
     marker = folder / MARKER
     if not marker.exists():

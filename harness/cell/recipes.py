@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Method, Request
 
 SEARCH_OPTIONS = ("fit_mode", "budget", "return_last_trial", "n_calibration")
 #: mini data: calibration pictures come from another seed than those of the evaluation
@@ -18,24 +19,23 @@ def folder(results: Path) -> Path:
     return results / "calibration" / "fitprune"
 
 
-def resolve(
-    config: dict[str, Any], fingerprint: str, results: Path, notes: list[str]
-) -> dict[str, Any]:
+def resolve(request: Request, fingerprint: str, notes: list[str]) -> Request:
     """Replace ``method.recipe=calibrated`` (or a file) by the recipe's numbers.
+
+    Args:
+        fingerprint: of the checkpoint.
+        notes: gets a line that says which recipe it is.
 
     Raises:
         ConfigError: there is no such recipe, or more than one; names the command or the choice.
     """
-    method = config["method"]
-    recipe = method.get("recipe")
-    if method.get("name") != "fitprune" or not isinstance(recipe, str) or recipe == "published":
-        return config
-    if config["ratio"] == 0:
-        return {**config, "method": {**method, "recipe": "published"}}
-    if recipe == "calibrated":
-        path = _find(config, fingerprint, results)
-    else:
-        path = Path(recipe).expanduser()
+    method = request.method
+    recipe = method.options.get("recipe")
+    if method.name != "fitprune" or not isinstance(recipe, str) or recipe == "published":
+        return request
+    if request.ratio == 0:
+        return with_recipe(request, "published")
+    path = _find(request, fingerprint) if recipe == "calibrated" else Path(recipe).expanduser()
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         fractions = [float(f) for f in stored["fractions"]]
@@ -47,21 +47,26 @@ def resolve(
         f"fitprune: recipe calibrated on {stored['samples']} samples of "
         f"{stored['identity']['bench']} ({stored['identity']['data']['source']}): {path.name}"
     )
-    return {**config, "method": {**method, "recipe": fractions}}
+    return with_recipe(request, fractions)
 
 
-def _find(config: dict[str, Any], fingerprint: str, results: Path) -> Path:
-    wanted = {"checkpoint": fingerprint, "ratio": config["ratio"], **search_options(config)}
+def with_recipe(request: Request, recipe: Any) -> Request:
+    """The request with ``method.recipe`` replaced."""
+    return request.changed(method=request.method.changed(recipe=recipe).entries())
+
+
+def _find(request: Request, fingerprint: str) -> Path:
+    wanted = {"checkpoint": fingerprint, "ratio": request.ratio, **search_options(request.method)}
     found = []
-    for path in sorted(folder(results).glob("*.json")):
+    for path in sorted(folder(request.results).glob("*.json")):
         identity = json.loads(path.read_text(encoding="utf-8"))["identity"]
         if all(identity.get(key) == value for key, value in wanted.items()):
             found.append(path)
     if not found:
         raise ConfigError(
-            f"method.recipe=calibrated: no recipe for this checkpoint at ratio={config['ratio']:g};"
-            f" run: python run.py task=calibrate method=fitprune ratio={config['ratio']:g} "
-            f"model={config['model']['name']}"
+            f"method.recipe=calibrated: no recipe for this checkpoint at ratio={request.ratio:g};"
+            f" run: python run.py task=calibrate method=fitprune ratio={request.ratio:g} "
+            f"model={request.model.name}"
         )
     if len(found) > 1:
         names = ", ".join(str(path) for path in found)
@@ -69,14 +74,15 @@ def _find(config: dict[str, Any], fingerprint: str, results: Path) -> Path:
     return found[0]
 
 
-def search_options(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: config["method"][name] for name in SEARCH_OPTIONS}
+def search_options(method: Method) -> dict[str, Any]:
+    """The options of FitPrune that shape a search."""
+    return {name: method.options[name] for name in SEARCH_OPTIONS}
 
 
-def calibration_data(config: dict[str, Any]) -> dict[str, Any]:
-    """The config whose ``data`` and ``bench`` the calibration samples come from."""
-    data, bench = dict(config["data"]), dict(config["bench"])
-    if data["source"] == "mini":
-        data["seed"] = int(data.get("seed") or 0) + SEED_OFFSET
-    bench["indices"], bench["limit"] = None, config["method"]["n_calibration"]
-    return {**config, "data": data, "bench": bench}
+def calibration_data(request: Request) -> Request:
+    """The request whose ``data`` and ``bench`` the calibration samples come from."""
+    data, bench = dict(request.config["data"]), dict(request.config["bench"])
+    if request.data.source == "mini":
+        data["seed"] = int(request.data.seed or 0) + SEED_OFFSET
+    bench["indices"], bench["limit"] = None, request.method.options["n_calibration"]
+    return request.changed(data=data, bench=bench)

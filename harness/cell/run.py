@@ -34,7 +34,7 @@ def run_cell(prepared: Prepared) -> dict[str, Any] | None:
     for note in (*prepared.notes, prepared.data.note):
         if note:
             say(note)
-    store = Store(prepared.results, prepared.cell)
+    store = Store(prepared.request.results, prepared.cell)
     if (group := ranks.join()) is not None:
         with group.cell():
             return _run_together(group, prepared, store)
@@ -53,7 +53,7 @@ def run_cell(prepared: Prepared) -> dict[str, Any] | None:
 def _finished(prepared: Prepared, store: Store) -> dict[str, Any] | None:
     """The stored result, unless ``force`` asks for another one."""
     stored = store.result()
-    if stored is None or not stands(stored, prepared.config["force"]):
+    if stored is None or not stands(stored, prepared.request.force):
         return None
     return {**stored, "directory": str(store.folder)}
 
@@ -61,7 +61,7 @@ def _finished(prepared: Prepared, store: Store) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def _leased(prepared: Prepared, store: Store) -> Iterator[lease.Lease]:
     """The cell for this process alone; raises :class:`lease.Busy` if another one has it."""
-    held = lease.acquire(store.folder, prepared.config["sweep"]["lease_s"])
+    held = lease.acquire(store.folder, prepared.request.sweep.lease_s)
     store.guard = held.check
     try:
         yield held
@@ -70,10 +70,10 @@ def _leased(prepared: Prepared, store: Store) -> Iterator[lease.Lease]:
 
 
 def _open(prepared: Prepared, store: Store) -> None:
-    force = prepared.config["force"]
+    force = prepared.request.force
     if force == RETRY and store.result_file.exists():
         store.reopen()
-    store.open(prepared.config, fresh=force is True)
+    store.open(prepared.request.config, fresh=force is True)
     ranks.fold(store.folder, store.journal_file)  # what a killed group of processes left behind
     if force is not True and (taken := reuse.into(store)):
         say(f"{taken} answers of other runs on other rows of this benchmark are at hand")
@@ -120,7 +120,7 @@ def _compute_together(
     earlier = [entry for entry in store.samples() if not entry["error"]]
     title = f"{prepared.cell.labels['method']} {prepared.cell.labels['ratio']}"
     log = store.log_file if group.first else store.folder / f"log.rank{group.rank}.txt"
-    with Progress(prepared.config["progress"], title) as progress:
+    with Progress(prepared.request.progress, title) as progress:
         with quiet.libraries_to(log), ranks.alone(), contextlib.suppress(ShareAnswered):
             _answer(prepared, store, method, progress, earlier, group)
     group.wait()
@@ -132,7 +132,7 @@ def _compute_together(
 
 
 def _checked_method(prepared: Prepared) -> Any:
-    method = build_method(prepared.config)
+    method = build_method(prepared.request)
     check_schedule(method, prepared.checkpoint.config)
     return method
 
@@ -163,11 +163,11 @@ def _compute(
     if earlier and resumed is None:
         say(f"continuing after {len(earlier)} answered samples of an interrupted run")
     title = f"{prepared.cell.labels['method']} {prepared.cell.labels['ratio']}"
-    with Progress(prepared.config["progress"], title) as progress:
+    with Progress(prepared.request.progress, title) as progress:
         with quiet.libraries_to(store.log_file):
             outcome = _answer(prepared, store, method, progress, earlier)
     own = "local" if getattr(method, "nominal", None) is not None else method.ratio_mode
-    meter.check_removal(outcome.samples, prepared.config["ratio"], own)
+    meter.check_removal(outcome.samples, prepared.request.ratio, own)
     result = _result(prepared, outcome)
     result |= {
         "reused": sum("reused" in sample for sample in outcome.samples),
@@ -205,28 +205,26 @@ def _answer(
     from vtprune.harness.evaluation.engines.base import Job
     from vtprune.models import prune
     from vtprune.models.errors import ModelLoadError
-    from vtprune.models.load import load
 
-    config = prepared.config
-    where = {"path": prepared.checkpoint.path, "name": config["model"]["name"], **prepared.runtime}
+    request, device = prepared.request, prepared.runtime.device
     journal_file, share = store.journal_file, None
     if group is not None:
-        where["device"] = group.device(where["device"])
+        device = group.device(device)
         journal_file, share = group.journal(store.folder), (group.rank, group.world)
     try:
-        vlm = load(where)
-        tower = _text_tower(prepared, where["device"])
+        vlm = prepared.load(device)
+        tower = _text_tower(prepared, device)
     except ModelLoadError as error:
         raise HarnessError(str(error)) from error
     meter.reset_peak_memory(vlm.device)
-    engine = engines.get(config["engine"]["name"])
+    engine = engines.get(request.engine)
     pruning = prune(vlm.model, method, text_tower=tower)
     with Journal(journal_file, store.guard) as journal, pruning as run:
         job = Job(
-            bench=config["bench"],
-            engine=config["bench"]["engines"][config["engine"]["name"]],
+            bench=request.bench,
+            engine=request.entry,
             data=prepared.data,
-            batch_size=config["batch_size"],
+            batch_size=request.batch_size,
             journal=journal,
             answered={entry["doc_id"]: entry for entry in earlier},
             scratch=store.folder / "engine",
@@ -234,8 +232,8 @@ def _answer(
             share=share,
         )
         run.shared = sharing.enter(prepared.cell)
-        system = prompts.system(config["model"])
-        answerer = ModelAnswerer(vlm, run, config["decoding"]["max_new_tokens"], system)
+        system = prompts.system_of(request.model)
+        answerer = ModelAnswerer(vlm, run, request.max_new_tokens, system)
         return engine.run(job, answerer)
 
 
@@ -249,25 +247,25 @@ def _text_tower(prepared: Prepared, device: str) -> Any:
 
 
 def _result(prepared: Prepared, outcome: Any) -> dict[str, Any]:
-    bench, cell = prepared.config["bench"], prepared.cell
+    bench, cell = prepared.request.bench, prepared.cell
     failed = [s for s in outcome.samples if s["error"]]
     return {
         "key": cell.key,
         **cell.labels,
-        "ratio": prepared.config["ratio"],
-        "score": outcome.metrics[bench["metric"]] * bench["scale"],
-        "metric": bench["metric"],
-        "unit": bench["unit"],
-        "higher_is_better": bench["higher_is_better"],
+        "ratio": prepared.request.ratio,
+        "score": outcome.metrics[bench.metric] * bench.scale,
+        "metric": bench.metric,
+        "unit": bench.unit,
+        "higher_is_better": bench.higher_is_better,
         "metrics": outcome.metrics,
-        "scales": benches.scales(bench),
-        "judge": bench.get("judge"),
-        "checkpoint_id": benches.checkpoint_id(prepared.config["model"], cell.identity),
+        "scales": bench.scales,
+        "judge": bench.judge,
+        "checkpoint_id": benches.checkpoint_id(prepared.request.model, cell.identity),
         "n_samples": len(outcome.samples),
         "n_failed": len(failed),
         "failures": [{"doc_id": s["doc_id"], "error": s["error"]} for s in failed[:20]],
         "counters": meter.summary(outcome.samples),
-        "peak_memory": meter.peak_memory(prepared.runtime["device"]),
+        "peak_memory": meter.peak_memory(prepared.runtime.device),
         "identity": cell.identity,
-        "provenance": provenance.collect(prepared.runtime["device"]),
+        "provenance": provenance.collect(prepared.runtime.device),
     }

@@ -6,28 +6,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from vtprune.harness.cell import prepare, publish
 from vtprune.harness.request import check, several
+from vtprune.harness.request.request import Request
 
 
 def run_part(part: several.Part, *, sweep: bool) -> dict[str, Any] | None:
     """Run one cell (or other task) of a composed config; its stored result."""
-    config = OmegaConf.to_container(part.config, resolve=True, throw_on_missing=True)
+    config = several.plain(part.config)
     check.check_keys(config, part.choices)
     config["choices"] = {group: part.choices.get(group) for group in ("model", "bench")}
-    if config["task"] in check.DATALESS_TASKS:
-        return run_dataless(config, sweep=sweep)
-    prepared = prepare.prepare(config, sweep=sweep)
-    if config["task"] == "calibrate":
+    request = Request(config)
+    if request.task in check.DATALESS_TASKS:
+        return run_dataless(request, sweep=sweep)
+    prepared = prepare.prepare(request, sweep=sweep)
+    if request.task == "calibrate":
         return _calibrate(prepared)
     from vtprune.harness.cell.run import run_cell
 
-    publish.check(config["logger"])
+    publish.check(request.logger)
     result = run_cell(prepared)
     if result is not None:  # None: another process of the group tells
-        problem = publish.publish(config["logger"], Path(result["directory"]))
+        problem = publish.publish(request.logger, Path(result["directory"]))
         if problem:
             print(f"note: {problem}", file=sys.stderr, flush=True)
     return result
@@ -41,7 +41,7 @@ def _calibrate(prepared: prepare.Prepared) -> dict[str, Any]:
     return artefact
 
 
-def run_dataless(config: dict[str, Any], *, sweep: bool = False) -> dict[str, Any]:
+def run_dataless(asked: Request, *, sweep: bool = False) -> dict[str, Any]:
     """Run ``task=profile`` or ``task=time``, print what came out and store it.
 
     In a sweep a timing that is stored is not made again, unless ``force=true``.
@@ -49,14 +49,13 @@ def run_dataless(config: dict[str, Any], *, sweep: bool = False) -> dict[str, An
     Raises:
         ConfigError: one line saying what is wrong with the request.
     """
-    config, notes = prepare.dataless(config, sweep=sweep)
+    request, notes = prepare.dataless(asked, sweep=sweep)
     for note in notes:
         print(note, flush=True)
-    results = Path(config["paths"]["results"])
-    if config["task"] == "time":
+    if request.task == "time":
         from vtprune.harness.cost.timing import report, run_timing
 
-        result = run_timing(config, reuse=sweep and not config.get("force"))
+        result = run_timing(request, reuse=sweep and not request.force)
         if result.get("reused"):
             print(f"timed on {result['finished'][:16]} (force=true times it again)", flush=True)
         else:
@@ -64,6 +63,7 @@ def run_dataless(config: dict[str, Any], *, sweep: bool = False) -> dict[str, An
         return result
     from vtprune.harness.cost import profile
 
-    result = profile.run_profile(config)
-    print(f"{profile.report(result)}\nstored: {profile.store(result, results)}", flush=True)
+    result = profile.run_profile(request)
+    stored = profile.store(result, request.results)
+    print(f"{profile.report(result)}\nstored: {stored}", flush=True)
     return result

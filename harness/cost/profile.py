@@ -11,15 +11,16 @@ from typing import Any
 
 from vtprune.harness.cost import conventions
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Request
 
 STAGES = ("vision", "projector", "selection", "llm", "lm_head", "total")
 
 
-def run_profile(config: dict[str, Any]) -> dict[str, Any]:
+def run_profile(request: Request) -> dict[str, Any]:
     """Count the method's and the unpruned prefill of one image, by ledger and by torch's counter.
 
     Args:
-        config: composed config, ratio resolved; ``image_size`` and ``text_tokens`` say what of.
+        request: its ratio is a number; ``image_size`` and ``text_tokens`` say what of.
 
     Raises:
         ConfigError: the model has no architecture file, or the method refuses its options.
@@ -29,11 +30,11 @@ def run_profile(config: dict[str, Any]) -> dict[str, Any]:
     from vtprune.models.describe import hf_config
 
     started = time.perf_counter()
-    method = build_method(config)
-    described = shapes.architecture(config["model"])
+    method = build_method(request)
+    described = shapes.architecture(request.model)
     model = shapes.skeleton(hf_config(described))
-    size = shapes.parse_size(config["image_size"])
-    arch, text = architecture_of(model.config), config["text_tokens"]
+    size = shapes.parse_size(request.image_size)
+    arch, text = architecture_of(model.config), request.text_tokens
     with shapes.picture(model, size, described.image_processor) as shown:
         layout, full = shown.layouts[0], shapes.record(model, shown.layouts, text)
         whole = _side(model, arch, shown, full, ledger.prefill_full(arch, full))
@@ -41,14 +42,14 @@ def run_profile(config: dict[str, Any]) -> dict[str, Any]:
         record = _planned(model, shown, text, method)
         pruned = _side(model, arch, shown, record, ledger.prefill(arch, record, method))
     return {
-        "model": config["model"]["name"],
-        "method": config["method"]["name"],
+        "model": request.model.name,
+        "method": request.method.name,
         "options": method.options(),
-        "ratio": config["ratio"],
+        "ratio": request.ratio,
         "image_size": list(size),
         "views": [list(grid) for grid in layout.grids],
         "visual_tokens": full.visual_tokens,
-        "text_tokens": config["text_tokens"],
+        "text_tokens": text,
         "visual_per_layer": record.visual_per_layer,
         "mean_removal": record.mean_removal,
         "full": whole,

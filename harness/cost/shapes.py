@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -217,7 +218,7 @@ def _kept(one: TokenLayout, method: Any) -> int:
     tokens = ImageTokens(torch.zeros(len(one), 1), one, ("profile", 0), signals)
     return draw.keep(tokens).indices.numel()
 
-def architecture(model: dict[str, Any]) -> Any:
+def architecture(model: Model) -> Any:
     """A model's sizes: of its local checkpoint if it has one, else of its architecture file.
 
     Raises:
@@ -226,7 +227,7 @@ def architecture(model: dict[str, Any]) -> Any:
     from vtprune.models.describe import describe
     from vtprune.models.errors import ModelLoadError
 
-    found = model.get("path") or model.get("architecture")
+    found = model.path or model.architecture
     if not found:
         raise ConfigError("model.architecture: give a file like models/architectures/*.json")
     try:

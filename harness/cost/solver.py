@@ -21,10 +21,10 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from vtprune.harness.request.errors import ConfigError, unknown
+from vtprune.harness.request.request import Request
 
 TOLERANCE = 0.01  # of the target
 KINDS = ("flops", "mean_tokens", "latency")
@@ -54,75 +54,78 @@ class Solution:
     moved: dict[str, Any] = field(default_factory=dict)  # options that are not the method's default
 
 
-def budget_of(config: dict[str, Any]) -> Budget | None:
-    """The budget of a config, checked; None if none was asked for. No torch.
+def budget_of(request: Request) -> Budget | None:
+    """The budget of a request, checked; None if none was asked for. No torch.
 
     Raises:
         ConfigError: two budgets, a budget beside a ratio, or a value out of range.
     """
-    given = config.get("budget") or {}
-    asked = [kind for kind in KINDS if given.get(kind) is not None]
-    if not asked:
+    given = request.budget
+    values = {kind: getattr(given, kind) for kind in KINDS if getattr(given, kind) is not None}
+    if not values:
         return None
-    if len(asked) > 1:
-        raise ConfigError(f"give one budget: budget.{asked[0]} or budget.{asked[1]}")
-    kind, value = asked[0], given[asked[0]]
-    if config["ratio"] is not None:
+    if len(values) > 1:
+        first, second, *_ = values
+        raise ConfigError(f"give one budget: budget.{first} or budget.{second}")
+    ((kind, value),) = values.items()
+    if request.ratio is not None:
         raise ConfigError(f"give ratio or budget.{kind}, not both: the budget decides the ratio")
-    if config["method"]["name"] == "none":
+    if request.method.name == "none":
         raise ConfigError(f"method=none removes nothing, so budget.{kind} cannot be met")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value <= 0:
         raise ConfigError(f"budget.{kind} must be a number > 0: got {value!r}")
     if kind == "flops" and value >= 1:
         raise ConfigError(f"budget.flops is a share of the unpruned prefill, in (0, 1): {value!r}")
-    if (knobs := given.get("knobs") or "own") not in KNOBS:
+    if (knobs := given.knobs or "own") not in KNOBS:
         raise ConfigError(unknown("budget.knobs", str(knobs), KNOBS))
     from vtprune.harness.cost.conventions import CONVENTIONS
 
-    convention = given.get("convention", "flops")
-    if convention not in CONVENTIONS:
-        raise ConfigError("budget.convention: " + unknown("convention", convention, CONVENTIONS))
-    return Budget(kind, float(value), convention)
+    if given.convention not in CONVENTIONS:
+        raise ConfigError(
+            "budget.convention: " + unknown("convention", str(given.convention), CONVENTIONS)
+        )
+    return Budget(kind, float(value), given.convention)
 
 
-def resolve(config: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """The config with the budget's ratio in place; unchanged without a budget.
+def resolve(request: Request, notes: list[str]) -> Request:
+    """The request with the budget's ratio in place; unchanged without a budget.
 
     Raises:
         ConfigError: the budget is malformed or infeasible for this method and model.
     """
-    budget = budget_of(config)
+    budget, method = budget_of(request), request.method
     if budget is None:
-        return config
-    cost, name = _costs(config, budget), config["method"]["name"]
-    found = solve_with(budget, cost, _variants(config), f"method={name}")
+        return request
+    cost = _costs(request, budget)
+    found = solve(budget, cost, _variants(request), f"method={method.name}")
     moved = "".join(f", {option}={value}" for option, value in found.moved.items())
-    where = f"image {config['image_size']}, {config['text_tokens']} text tokens"
+    where = f"image {request.image_size}, {request.text_tokens} text tokens"
     notes.append(f"{budget}: ratio={found.ratio:g}{moved} gives {found.achieved:.4g} on {where}")
-    method = {**config["method"], **found.moved}
-    before = {option: config["method"].get(option) for option in found.moved}
-    return {
-        **config, "ratio": found.ratio, "method": method,
-        "budget": {**config["budget"], **({"moved_from": before} if before else {})},
-    }  # fmt: skip
+    before = {option: method.options.get(option) for option in found.moved}
+    moved_from = {"moved_from": before} if before else {}
+    return request.changed(
+        ratio=found.ratio,
+        method=method.changed(**found.moved).entries(),
+        budget={**request.config["budget"], **moved_from},
+    )
 
 
-def _variants(config: dict[str, Any]) -> list[dict[str, Any]]:
+def _variants(request: Request) -> list[dict[str, Any]]:
     """Changes of the method's options to try in turn, first none at all."""
     from vtprune import methods
 
-    chosen = config["method"]
-    if (config["budget"].get("knobs") or "own") == "ratio":
+    chosen = request.method
+    if (request.budget.knobs or "own") == "ratio":
         return [{}]
-    cls = methods.get(chosen["name"]) if not chosen.get("_target_") else None
+    cls = methods.get(chosen.name) if not chosen.target else None
     if cls is None:
         return [{}]
     default = {f.name: f.default for f in fields(cls)}
     free = {
         knob: values
         for knob, values in cls.knobs.items()
-        if _plain(chosen.get(knob, default[knob])) == _plain(default[knob])
+        if _plain(chosen.options.get(knob, default[knob])) == _plain(default[knob])
     }
     steps = [[(0, None), *enumerate(values, start=1)] for values in free.values()]
     ways = sorted(itertools.product(*steps), key=lambda way: [sum(n for n, _ in way), way[::-1]])
@@ -135,7 +138,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
-def solve_with(
+def solve(
     budget: Budget,
     cost: Callable[..., float | None],
     variants: Iterable[dict[str, Any]],
@@ -143,8 +146,12 @@ def solve_with(
 ) -> Solution:
     """The first of some variants of a method that meets the budget, and the ratio it does at.
 
+    Of ratios that cost the same, the smallest. A grid first, because a method's cost need not fall
+    everywhere with its ratio, then bisection between the neighbours that enclose the target.
+
     Args:
-        cost: of a ratio and the changed options, see :func:`solve`.
+        cost: of a ratio and the changed options, in the budget's unit; None where the method
+            cannot do it.
 
     Raises:
         ConfigError: none does; names the nearest target that any of them can meet.
@@ -166,21 +173,6 @@ def solve_with(
         f"{who}: {budget} is infeasible; the nearest feasible target is "
         f"budget.{budget.kind}={nearest.achieved:.4g} (ratio={nearest.ratio:.6g}{moved})"
     )
-
-
-def solve(budget: Budget, cost: Callable[[float], float | None], who: str) -> Solution:
-    """The ratio whose cost is nearest to the budget; of equal ones the smallest.
-
-    A grid first, because a method's cost need not fall everywhere with its ratio, then bisection
-    between the neighbours that enclose the target.
-
-    Args:
-        cost: of a ratio, in the budget's unit; None where the method cannot do it.
-
-    Raises:
-        ConfigError: nothing within 1 %; names the nearest feasible target.
-    """
-    return solve_with(budget, cost, [{}], who)
 
 
 def _nearest(
@@ -227,21 +219,21 @@ def _edge(
     return [math.floor(low * 1e6) / 1e6]
 
 
-def _costs(config: dict[str, Any], budget: Budget) -> Callable[..., float | None]:
-    """Cost of the config's method on the reference prompt: a function of ratio and options."""
+def _costs(request: Request, budget: Budget) -> Callable[..., float | None]:
+    """Cost of the request's method on the reference prompt: a function of ratio and options."""
     from vtprune.harness.cost import architecture_of, ledger, shapes
     from vtprune.harness.cost.conventions import convert
     from vtprune.harness.request.method import build_method
     from vtprune.methods import MethodError
     from vtprune.models.describe import hf_config
 
-    described = shapes.architecture(config["model"])
-    model, text = shapes.skeleton(hf_config(described)), config["text_tokens"]
-    size, limits = shapes.parse_size(config["image_size"]), described.image_processor
+    described = shapes.architecture(request.model)
+    model, text = shapes.skeleton(hf_config(described)), request.text_tokens
+    size, limits = shapes.parse_size(request.image_size), described.image_processor
     arch = architecture_of(model.config)
     with shapes.picture(model, size, limits) as whole:
         unpruned = shapes.record(model, whole.layouts, text)
-    timed = _timed(config) if budget.kind == "latency" else {}
+    timed = _timed(request) if budget.kind == "latency" else {}
 
     def counted(record: Any, method: Any) -> float:
         if budget.kind == "mean_tokens":
@@ -255,7 +247,7 @@ def _costs(config: dict[str, Any], budget: Budget) -> Callable[..., float | None
     full = counted(unpruned, None)
 
     def cost(ratio: float, **changes: Any) -> float | None:
-        chosen = {**config, "ratio": ratio, "method": {**config["method"], **changes}}
+        chosen = request.changed(ratio=ratio, method=request.method.changed(**changes).entries())
         try:
             method = build_method(chosen)
         except ConfigError:
@@ -282,23 +274,23 @@ def _seconds(cost: Any, full: Any, timed: dict[str, float]) -> float:
     return timed["setup"] + timed["vision"] + timed["prefill"] * work
 
 
-def _timed(config: dict[str, Any]) -> dict[str, float]:
+def _timed(request: Request) -> dict[str, float]:
     """Seconds by stage of the unpruned model, from its newest stored timing of the same prompt.
 
     Raises:
         ConfigError: there is none; names the command that makes one.
     """
-    folder = Path(config["paths"]["results"]) / "runs" / "timing" / config["model"]["name"]
+    folder = request.results / "runs" / "timing" / request.model.name
     for file in sorted(folder.glob("*/timing.json"), key=lambda f: -f.stat().st_mtime):
         stored = json.loads(file.read_text(encoding="utf-8"))
-        same = (stored["identity"]["images"] == [str(config["image_size"])]
-                and stored["identity"]["text_tokens"] == config["text_tokens"])  # fmt: skip
+        same = (stored["identity"]["images"] == [request.image_size]
+                and stored["identity"]["text_tokens"] == request.text_tokens)  # fmt: skip
         for batch in stored["batches"]:
             if same and batch["batch_size"] == 1:
                 seconds = batch["baseline"]["seconds"]
                 return {stage: entry["median"] for stage, entry in seconds.items()}
     raise ConfigError(
-        f"budget.latency needs a timing of model={config['model']['name']} on this prompt first: "
-        f"python run.py task=time model=... image_size={config['image_size']} "
-        f"text_tokens={config['text_tokens']}"
+        f"budget.latency needs a timing of model={request.model.name} on this prompt first: "
+        f"python run.py task=time model=... image_size={request.image_size} "
+        f"text_tokens={request.text_tokens}"
     )

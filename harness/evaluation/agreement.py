@@ -17,6 +17,7 @@ from vtprune.harness.evaluation.data import mini, source, tables
 from vtprune.harness.evaluation.engines.base import Answer, Job, Question
 from vtprune.harness.request import benches
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Request
 from vtprune.harness.store.journal import Journal
 
 ENGINES = ("lmms_eval", "vlmevalkit")
@@ -118,21 +119,22 @@ def _turned(answers: Sequence[str], origin: tables.Origin) -> str:
 
 
 def _score(config: dict[str, Any], engine: str, given: Given, samples: int | None) -> float:
-    bench = benches.for_engine(config, {"name": engine}, {"prompt": {"vlmevalkit": "llava"}})
-    entry = bench["engines"][engine]
+    request = benches.seen_by_engine(Request({
+        "bench": config, "engine": {"name": engine}, "model": {"prompt": {"vlmevalkit": "llava"}},
+        "data": {"source": "mini", "seed": 0, "samples": samples},
+    }))  # fmt: skip
+    bench, entry = request.bench, request.entry
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with Journal(folder / "samples.jsonl") as journal:
             job = Job(
                 bench=bench,
                 engine=entry,
-                data=source.prepare(
-                    {"source": "mini", "seed": 0, "samples": samples}, bench, entry, folder
-                ),
+                data=source.prepare(request.data, bench, entry, folder),
                 batch_size=32,
                 journal=journal,
                 answered={},
                 scratch=folder / "engine",
             )
             outcome = engines.get(engine).run(job, given)
-    return outcome.metrics[bench["metric"]] * bench["scale"]
+    return outcome.metrics[bench.metric] * bench.scale

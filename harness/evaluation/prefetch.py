@@ -10,13 +10,13 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vtprune import places
 from vtprune.harness.evaluation.data import tables
 from vtprune.harness.request import benches, hub
 from vtprune.harness.request import clip as text_tower
 from vtprune.harness.request.errors import HarnessError, one_line
+from vtprune.harness.request.request import Data, Model, Request, Task
 
 
 @dataclass(frozen=True)
@@ -50,62 +50,63 @@ def human(size: float) -> str:
     raise AssertionError
 
 
-def command(config: dict[str, Any]) -> str:
-    """The command line that fetches what this config needs."""
-    choices = config.get("choices") or {}
-    parts = [f"model={choices.get('model') or config['model']['name']}"]
-    parts.append(f"bench={choices.get('bench') or config['bench']['name']}")
-    if text_tower.wanted(config["method"]):
-        parts.append(f"method={config['method']['name']} ratio=0.9")
-    if config["engine"]["name"] != "lmms_eval":
-        parts.append(f"engine={config['engine']['name']}")
-    for key in ("root", "revision"):
-        if config["data"].get(key):
-            parts.append(f"data.{key}={config['data'][key]}")
+def command(request: Request) -> str:
+    """The command line that fetches what this request needs."""
+    chosen, data = request.choices, request.data
+    parts = [f"model={chosen.get('model') or request.model.name}"]
+    parts.append(f"bench={chosen.get('bench') or request.bench.name}")
+    if text_tower.wanted(request.method):
+        parts.append(f"method={request.method.name} ratio=0.9")
+    if request.engine != "lmms_eval":
+        parts.append(f"engine={request.engine}")
+    if data.root:
+        parts.append(f"data.root={data.root}")
+    if data.revision:
+        parts.append(f"data.revision={data.revision}")
     return " ".join([places.command("prefetch"), *parts])
 
 
 @contextlib.contextmanager
-def named(config: dict[str, Any]) -> Iterator[None]:
+def named(request: Request) -> Iterator[None]:
     """Let what is missing inside the block be an error that names the command to fetch it."""
     try:
         yield
     except hub.NotFetched as error:
-        raise error.with_command(command(config)) from error
+        raise error.with_command(command(request)) from error
 
 
-def fetch(config: dict[str, Any]) -> Iterator[Fetched]:
-    """Fetch model and data of a composed config, one thing after the other.
+def fetch(asked: Request) -> Iterator[Fetched]:
+    """Fetch the model and the data of a request, one thing after the other.
 
     Raises:
         HarnessError: something could not be fetched; one line with the reason.
     """
     if hub.offline():
         raise HarnessError("offline mode is on: unset HF_HUB_OFFLINE and the like to fetch")
-    bench = benches.for_engine(config["bench"], config["engine"])
-    yield from _model(config["model"])
-    clip = text_tower.find(config)
+    request = benches.seen_by_engine(asked)
+    yield from _model(request.model)
+    clip = text_tower.find(request)
     if clip and "@" in clip.fingerprint:  # not a folder of this machine
         repo, _, commit = clip.fingerprint.partition("@")
         yield Fetched("CLIP", repo, commit, clip.path)
-    engine = bench["engines"][config["engine"]["name"]]
-    if config["data"]["source"] != "hub":
+    engine, data = request.entry, request.data
+    if data.source != "hub":
         return
-    if table := engine.get("table"):
-        yield _table(table, config["data"].get("root"))
+    if engine.table:
+        yield _table(engine.table, data.root)
     else:
-        yield from _dataset(engine, config["data"])
+        yield from _dataset(engine, data)
 
 
-def _model(model: dict[str, Any]) -> Iterator[Fetched]:
-    if model.get("path"):
+def _model(model: Model) -> Iterator[Fetched]:
+    if model.path or not model.hub:
         return  # already a folder of this machine
-    _, commit = hub.model_config(model["hub"], model.get("revision"))
-    folder = hub.download_model(model["hub"], commit or model.get("revision"))
-    yield Fetched("model", model["hub"], commit or folder.name, folder)
+    _, commit = hub.model_config(model.hub, model.revision)
+    folder = hub.download_model(model.hub, commit or model.revision)
+    yield Fetched("model", model.hub, commit or folder.name, folder)
 
 
-def _dataset(engine: dict[str, Any], data: dict[str, Any]) -> Iterator[Fetched]:
+def _dataset(engine: Task, data: Data) -> Iterator[Fetched]:
     """The hub's files into ``data.root``, or else prepared in the library's cache.
 
     Only prepared data sets can be opened without a network; downloaded files alone cannot.
@@ -113,12 +114,12 @@ def _dataset(engine: dict[str, Any], data: dict[str, Any]) -> Iterator[Fetched]:
     import datasets
     from huggingface_hub import snapshot_download
 
-    name = engine["dataset"]
-    commit, _ = hub.dataset_commit(name, data.get("revision"))
+    name = engine.dataset
+    commit, _ = hub.dataset_commit(name, data.revision)
     configs = hub.configs(engine)
     try:
-        if data.get("root"):
-            folder = Path(str(data["root"])).expanduser() / name
+        if data.root:
+            folder = Path(str(data.root)).expanduser() / name
             patterns = [f"{config or 'data'}/*" for config in configs]
             snapshot_download(name, repo_type="dataset", revision=commit, local_dir=folder,
                               allow_patterns=patterns)  # fmt: skip

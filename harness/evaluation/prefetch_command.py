@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from vtprune import places
 from vtprune.harness.evaluation import prefetch
-from vtprune.harness.request import explain, resolvers, several  # noqa: F401
+from vtprune.harness.request import explain, several
 from vtprune.harness.request.arguments import wants_help
 from vtprune.harness.request.errors import ConfigError, HarnessError, one_line
+from vtprune.harness.request.request import Request
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,10 +38,10 @@ def main(arguments: Sequence[str]) -> int:
         return ConfigError.exit_code
 
 
-def _fetch(arguments: list[str]) -> int:
+def _fetch(arguments: Sequence[str]) -> int:
     done: dict[tuple[str, str], int] = {}
-    for config in configs(arguments):
-        for item in prefetch.fetch(config):
+    for request in requests(arguments):
+        for item in prefetch.fetch(request):
             if (item.what, item.name) not in done:
                 print(item.line(), flush=True)
                 done[item.what, item.name] = item.size
@@ -49,10 +49,9 @@ def _fetch(arguments: list[str]) -> int:
     return 0
 
 
-def configs(arguments: list[str]) -> list[dict[str, Any]]:
-    """The composed config of each benchmark that the arguments of a run name."""
+def requests(arguments: Sequence[str]) -> list[Request]:
+    """What the arguments of a run ask for, benchmark by benchmark."""
     from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
 
     given = several.arguments(arguments)
     if not any(argument.startswith("data=") for argument in given):
@@ -62,7 +61,7 @@ def configs(arguments: list[str]) -> list[dict[str, Any]]:
         common = [a for a in given if not a.startswith(("bench=", "benches="))]
         names = first.get("benches") or [None]
         made = [compose("config", [*common, f"bench={n}"]) if n else first for n in names]
-    return [OmegaConf.to_container(cfg, resolve=True) for cfg in made]
+    return [Request(several.plain(cfg)) for cfg in made]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 
 from vtprune.harness.request import prompts
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Config, Model, Request
 
 # Entries of conf/bench that an engine may state otherwise, because its scorer does.
 OVERRIDABLE = ("metric", "scale", "unit", "maximum", "others", "judge", "prompt", "samples")
@@ -33,6 +34,12 @@ def for_engine(
     return {**bench, **changed, "engines": {**bench["engines"], name: own}}
 
 
+def seen_by_engine(request: Request) -> Request:
+    """The request with :func:`for_engine`'s entry in the place of its benchmark's."""
+    given = request.config
+    return request.changed(bench=for_engine(given["bench"], given["engine"], given["model"]))
+
+
 def scoring(bench: dict[str, Any], engine: str) -> dict[str, Any]:
     """What shapes prompts and scores beyond the task's name; part of a cell's identity."""
     entry = bench["engines"][engine]
@@ -45,12 +52,6 @@ def scoring(bench: dict[str, Any], engine: str) -> dict[str, Any]:
     return {key: value for key, value in chosen.items() if value}
 
 
-def scales(bench: dict[str, Any]) -> dict[str, float]:
-    """Factor from the engine's number to the stated unit, for every metric the file names."""
-    others = bench.get("others") or {}
-    return {bench["metric"]: bench["scale"], **{k: v["scale"] for k, v in others.items()}}
-
-
-def checkpoint_id(model: dict[str, Any], identity: dict[str, Any]) -> str:
+def checkpoint_id(model: Model, identity: Config) -> str:
     """The name published numbers know a checkpoint by: its hub id, or our name and its contents."""
-    return str(model.get("hub") or f"{model['name']}@{identity['model']['checkpoint']}")
+    return str(model.hub or f"{model.name}@{identity['model']['checkpoint']}")

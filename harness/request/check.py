@@ -9,6 +9,7 @@ from typing import Any
 from vtprune.harness.request import explain, known, subset
 from vtprune.harness.request.errors import ConfigError, unknown
 from vtprune.harness.request.known import flatten
+from vtprune.harness.request.request import Config, Request
 
 RETRY = "failed"  # force=failed: samples that failed are asked again, the others kept
 
@@ -23,7 +24,20 @@ def check_task(task: str) -> None:
         raise ConfigError(unknown("task", task, TASKS))
 
 
-def ratio_of(config: dict[str, Any], sweep: bool, notes: list[str]) -> float:
+def completed(request: Request, sweep: bool, notes: list[str]) -> Request:
+    """The request with its ratio a number: the control's, the label's, or the one given.
+
+    Args:
+        sweep: part of a multirun, in which ``method=none`` meets ratios meant for the others.
+        notes: gets a line where something else is taken than what was written.
+
+    Raises:
+        ConfigError: no ratio that this method can have.
+    """
+    return request.changed(ratio=ratio_of(request.config, sweep, notes))
+
+
+def ratio_of(config: Config, sweep: bool, notes: list[str]) -> float:
     ratio, method = config["ratio"], config["method"]["name"]
     if method == "text_only":
         return _everything(ratio, sweep, notes)
@@ -68,7 +82,7 @@ def _labelled(label: Any, ratio: Any, notes: list[str]) -> float:
     return named
 
 
-def check_numbers(config: dict[str, Any]) -> None:
+def check_numbers(config: Config) -> None:
     if config["force"] not in (False, True, RETRY):
         raise ConfigError(f"force must be false, true or {RETRY}: got {config['force']!r}")
     bench = config["bench"]

@@ -14,6 +14,7 @@ from typing import Any
 
 from vtprune.harness.request import hub
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Model
 
 WHOLE_FILE_LIMIT = 64 * 2**20  # larger files are hashed by header and evenly spread blocks
 _BLOCKS, _BLOCK = 256, 4096
@@ -44,18 +45,18 @@ def _supported() -> tuple[str, ...]:
     return SUPPORTED_MODEL_TYPES
 
 
-def find(model: dict[str, Any]) -> Checkpoint:
+def find(model: Model) -> Checkpoint:
     """The checkpoint of a ``conf/model`` entry; a hub model is downloaded by its commit.
 
     Raises:
         ConfigError: no such directory, not a checkpoint, unsupported, or not reachable.
     """
-    if model.get("path"):
-        return _local(Path(str(model["path"])).expanduser(), str(model["path"]))
-    repo = model.get("hub")
+    if model.path:
+        return _local(Path(str(model.path)).expanduser(), str(model.path))
+    repo = model.hub
     if not repo:
         raise ConfigError("model.path: give a checkpoint directory (or model.hub=<org>/<name>)")
-    revision = model.get("revision")
+    revision = model.revision
     config, commit = hub.model_config(str(repo), revision)
     _check_type(config, str(repo))
     folder = hub.download_model(str(repo), commit or revision)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vtprune.harness.request import checkpoint, hub, known
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Method, Request
 
 
 @dataclass(frozen=True)
@@ -22,31 +22,31 @@ class Found:
     fingerprint: str
 
 
-def wanted(method: dict[str, Any]) -> bool:
+def wanted(method: Method) -> bool:
     """True for methods that compare patches with the question in CLIP's space.
 
     They have an option ``relevance``, whose value ``clip`` says so.
     """
-    first = method.get("first")  # of a composed method
+    first = method.options.get("first")  # of a composed method
     inner = known.entries("method", str(first)) or {} if first else {}
-    parts = [method, {**inner, **(method.get("first_options") or {})}]
+    parts = [method.options, {**inner, **(method.options.get("first_options") or {})}]
     return any(part.get("relevance") == "clip" for part in parts)
 
 
-def find(config: dict[str, Any]) -> Found | None:
+def find(request: Request) -> Found | None:
     """The checkpoint for a run; None if its method reads none, or removes nothing.
 
     Raises:
         ConfigError: the model names none, or one that is not there; says what to do instead.
     """
-    method, model = config["method"], config["model"]
-    if not wanted(method) or not config["ratio"]:
+    method, model = request.method, request.model
+    if not wanted(method) or not request.ratio:
         return None
-    name = model.get("clip")
+    name = model.clip
     if not name:
         raise ConfigError(
-            f"method={method['name']} reads the question with the text tower of the encoder's CLIP "
-            f"checkpoint, and model={model['name']} names none; use method.relevance=constant "
+            f"method={method.name} reads the question with the text tower of the encoder's CLIP "
+            f"checkpoint, and model={model.name} names none; use method.relevance=constant "
             "(a plain DPP), or model.clip=<folder or hub id> if the encoder is a CLIP one"
         )
     folder = Path(str(name)).expanduser()

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
 from vtprune.harness.request.errors import ConfigError, unknown
+from vtprune.harness.request.request import Model
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KERNELS = ("sdpa", "eager", "flash_attention_2")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a model will run on and with; nothing in it is ``auto`` any more."""
+
+    device: str
+    dtype: str
+    attention: str
+    threads: int | None = None
+    device_map: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """``cpu`` or ``cuda``, without the number of the device."""
+        return self.device.partition(":")[0]
+
+    def entries(self) -> dict[str, Any]:
+        """As ``models.load`` takes it."""
+        return asdict(self)
 
 
 def cuda_devices() -> int:
@@ -26,10 +48,9 @@ def cuda_devices() -> int:
         return 0
 
 
-def resolve(model: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+def resolve(model: Model, config: dict[str, Any]) -> Runtime:
     """Turn ``auto`` into what will be used: device, dtype, attention kernel and CPU threads."""
-    device, dtype = str(model.get("device", "auto")), str(model.get("dtype", "auto"))
-    kernel = str(model.get("attention", "sdpa"))
+    device, dtype, kernel = str(model.device), str(model.dtype), str(model.attention)
     if device == "auto":
         device = "cuda" if cuda_devices() else "cpu"
     kind = device.partition(":")[0]
@@ -47,18 +68,12 @@ def resolve(model: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         stored = str(config.get("dtype") or config.get("torch_dtype"))
         half = stored if stored in ("bfloat16", "float16") else "bfloat16"
         dtype = half if kind == "cuda" else "float32"
-    threads = model.get("threads")
+    threads = model.threads
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ConfigError(f"model.threads must be a whole number >= 1 or null: got {threads!r}")
-    spread = model.get("device_map")
+    spread = model.device_map
     if spread not in (None, "auto", "balanced", "sequential"):
         raise ConfigError(
             f"model.device_map must be null, auto, balanced or sequential, got {spread!r}"
         )
-    return {
-        "device": device,
-        "dtype": dtype,
-        "attention": kernel,
-        "threads": threads,
-        "device_map": spread,
-    }
+    return Runtime(device, dtype, kernel, threads, spread)

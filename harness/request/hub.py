@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vtprune.harness.request.errors import ConfigError, HarnessError
+from vtprune.harness.request.request import Task
 
 TIMEOUT_S = 2.5
 _FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -155,10 +156,9 @@ def _missing_shards(folder: Path) -> list[str]:
     return sorted(name for name in names if not (folder / name).exists())
 
 
-def configs(engine: dict[str, Any]) -> list[str | None]:
+def configs(engine: Task) -> list[str | None]:
     """Configs of the data set that a benchmark reads: its own, and one of images if it has one."""
-    images = engine.get("images")
-    return [engine.get("config"), *([images["config"]] if images else [])]
+    return [engine.config, *([engine.images.config] if engine.images else [])]
 
 
 def dataset_commit(

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vtprune.harness.request import benches, prompts, subset
+from vtprune.harness.request.device import Runtime
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Config, Request
 
 INSTALL = {
     "lmms_eval": "run: pip install -e .",
@@ -88,52 +90,51 @@ def versions(engine: str) -> dict[str, str]:
 
 
 def make(
-    config: dict[str, Any],
+    request: Request,
     *,
     checkpoint: str,
     model_type: str,
-    runtime: dict[str, Any],
+    runtime: Runtime,
     data: dict[str, Any],
     clip: str | None = None,
 ) -> Cell:
-    """The cell of a resolved config.
+    """The cell of a complete request.
 
     Args:
-        config: composed config as plain containers, ratio already resolved to a number.
+        request: its ratio is a number, its benchmark is as the engine sees it.
         checkpoint: fingerprint of the checkpoint files.
         model_type: its architecture.
         runtime: what will be used, from ``vtprune.harness.request.device.resolve``.
         data: identity of the data source.
         clip: fingerprint of the text tower's checkpoint, if the method reads the question with one.
     """
-    bench, engine = config["bench"], config["engine"]["name"]
     identity = {
         "format": FORMAT,
-        **asked(config),
+        **asked(request.config),
         "model": {
             "checkpoint": checkpoint,
             "model_type": model_type,
-            "device": runtime["device"].partition(":")[0],
-            "dtype": runtime["dtype"],
-            "attention": runtime["attention"],
-            "threads": runtime["threads"],  # the order of a sum, hence its last bits
+            "device": runtime.kind,
+            "dtype": runtime.dtype,
+            "attention": runtime.attention,
+            "threads": runtime.threads,  # the order of a sum, hence its last bits
             **({"clip": clip} if clip else {}),
         },
         "data": data,
-        "versions": versions(engine),
+        "versions": versions(request.engine),
     }
     labels = {
-        "model": config["model"]["name"],
-        "method": _method_label(config["method"]),
-        "ratio": f"{config['ratio']:g}",
-        "bench": bench["name"],
+        "model": request.model.name,
+        "method": request.method.label,
+        "ratio": f"{request.ratio:g}",
+        "bench": request.bench.name,
         "data": data["source"],
-        "engine": engine,
+        "engine": request.engine,
     }
     return Cell(identity, labels)
 
 
-def asked(config: dict[str, Any]) -> dict[str, Any]:
+def asked(config: Config) -> dict[str, Any]:
     """The part of the identity that the request alone determines, wherever it is run."""
     bench, engine = config["bench"], config["engine"]["name"]
     return {
@@ -153,7 +154,7 @@ def asked(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def method_identity(config: dict[str, Any]) -> dict[str, Any]:
+def method_identity(config: Config) -> dict[str, Any]:
     """A method with all its options, as cells and timings are keyed by it."""
     name = config["method"].get("_target_") or config["method"]["name"]
     if config["ratio"] == 0:
@@ -162,13 +163,13 @@ def method_identity(config: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, **method_options(config)}
 
 
-def method_options(config: dict[str, Any]) -> dict[str, Any]:
+def method_options(config: Config) -> dict[str, Any]:
     """Keyword arguments for ``methods.build``: the group's entries plus ratio and seed."""
     own = {k: v for k, v in config["method"].items() if k not in ("name", "_target_")}
     return {**own, "ratio": config["ratio"], "seed": config["seed"]}
 
 
-def budget(config: dict[str, Any]) -> dict[str, Any] | None:
+def budget(config: Config) -> dict[str, Any] | None:
     """What a ratio was solved from, with the prompt it was solved on; None without a budget."""
     given = config.get("budget") or {}
     if not any(given.get(kind) is not None for kind in BUDGETS):
@@ -177,12 +178,6 @@ def budget(config: dict[str, Any]) -> dict[str, Any] | None:
     return {**asked_for, **{k: config.get(k) for k in ("image_size", "text_tokens")}}
 
 
-def moved_from(config: dict[str, Any]) -> dict[str, Any]:
+def moved_from(config: Config) -> dict[str, Any]:
     """Options of the method that its budget moved, as they were asked for."""
     return dict((config.get("budget") or {}).get("moved_from") or {})
-
-
-def _method_label(method: dict[str, Any]) -> str:
-    """Name in tables and paths: the configured one, or the class of an outside method."""
-    target = method.get("_target_")
-    return str(target).rpartition(".")[2] if target else method["name"]

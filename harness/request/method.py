@@ -6,20 +6,24 @@ from typing import Any
 
 from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.identity import method_options
+from vtprune.harness.request.request import Request
 
 #: visual tokens so many that rounding decides nothing: only the depth of the model is asked about
 MANY = 10_000
 
 
-def build_method(config: dict[str, Any]) -> Any:
-    """The method object of a config, by name or by ``_target_``."""
+def build_method(request: Request) -> Any:
+    """The method object that a request names, by name or by ``_target_``.
+
+    Raises:
+        ConfigError: there is no such method, or it refuses its options.
+    """
     from vtprune import methods
 
-    target = config["method"].get("_target_")
+    method = request.method
+    named = _locate(method.target) if method.target else method.name
     try:
-        if not target:
-            return methods.build(config["method"]["name"], **method_options(config))
-        return methods.build(_locate(target), **method_options(config))
+        return methods.build(named, **method_options(request.config))
     except methods.MethodError as error:
         raise ConfigError(str(error)) from error
 

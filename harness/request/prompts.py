@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from vtprune.harness.request.errors import ConfigError, unknown
+from vtprune.harness.request.request import Model
 
 #: names of the prompt blocks in lmms-eval's task files for our benchmarks, and VLMEvalKit's styles
 CHOICES = {
@@ -42,6 +43,11 @@ def wording(model: dict[str, Any], engine: str) -> str | None:
     """What the engine is told: a style, a block, or None where it is the engine's plain one."""
     chosen = str(policy(model)[engine])
     return None if chosen == PLAIN[engine] else chosen
+
+
+def system_of(model: Model) -> str | None:
+    """:func:`system` of a typed model."""
+    return system({"prompt": model.prompt})
 
 
 def system(model: dict[str, Any]) -> str | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from vtprune.harness.request import resolvers  # noqa: F401
 from vtprune.harness.request.errors import ConfigError
 
 _LIST = re.compile(r"^bench=\[(?P<names>[^\]]*)\]$")
@@ -46,6 +48,17 @@ class Part:
     bench: str
     config: DictConfig
     choices: dict[str, str | None]
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A composed config as plain data, references replaced by what they mean.
+
+    Raises:
+        OmegaConfBaseException: a value is missing, or a reference leads nowhere.
+    """
+    found = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
 
 
 def parts(cfg: DictConfig) -> list[Part]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Bench
 
 # What divides a benchmark into kinds of questions; the first of these columns that a split has.
 STRATA = (
@@ -75,18 +76,18 @@ def _lot(seed: int, unit: int) -> str:
 
 
 def rows(
-    bench: Mapping[str, Any], columns: Mapping[str, Sequence[Any]], n: int, group: Mapping[int, Any]
+    bench: Bench, columns: Mapping[str, Sequence[Any]], n: int, group: Mapping[int, Any]
 ) -> list[int]:
     """Rows of a split of ``n`` that ``bench.subset`` chooses; groups scored together stay whole.
 
     Args:
-        bench: entry of conf/bench.
+        bench: the benchmark.
         columns: the split's columns by name, at least those in :data:`STRATA` that it has.
         n: rows of the split.
         group: row -> group, for rows that are scored together.
     """
     everything = list(range(n))
-    asked = bench.get("subset")
+    asked = bench.subset
     if asked is None or fraction(asked) == 1:
         return everything
     kind = next((columns[name] for name in STRATA if name in columns), [""] * n)
@@ -94,7 +95,7 @@ def rows(
     for row in everything:
         units.setdefault(group.get(row, ("row", row)), []).append(row)
     firsts = [members[0] for members in units.values()]
-    seed = int(bench.get("subset_seed") or 0)
+    seed = int(bench.subset_seed or 0)
     chosen = choose([kind[first] for first in firsts], fraction(asked), seed)
     picked = list(units.values())
     return sorted(row for place in chosen for row in picked[place])

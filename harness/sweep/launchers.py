@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from vtprune import places
 from vtprune.harness.cell import prepare, publish, ranks
+from vtprune.harness.request import several
 from vtprune.harness.request.check import RETRY
 from vtprune.harness.request.errors import HarnessError
 from vtprune.harness.store import provenance
@@ -70,7 +71,7 @@ def finished(items: Sequence[plans.Item]) -> dict[int, dict[str, Any]]:
             continue
         try:
             result = json.loads((Path(item.directory) / "result.json").read_text(encoding="utf-8"))
-            if stands(result, item.config["force"]):
+            if stands(result, item.request.force):
                 found[place] = {**result, "directory": item.directory}
         except (OSError, ValueError, KeyError):
             continue  # not there, or damaged: a run tells
@@ -98,8 +99,8 @@ def _note_finished(plan: plans.Plan, before: dict[int, dict[str, Any]], where: s
 
 
 def _unpublished(item: plans.Item, result: dict[str, Any]) -> bool:
-    logger = item.config["logger"]
-    return logger["name"] == "wandb" and not publish.published(Path(result["directory"]), logger)
+    logger = item.request.logger
+    return logger.name == "wandb" and not publish.published(Path(result["directory"]), logger)
 
 
 def _plain(value: Any) -> Any:
@@ -110,8 +111,6 @@ def _items(
     launcher: Any, job_overrides: Sequence[Sequence[str]], first: int
 ) -> list[plans.Item]:  # fmt: skip
     from hydra.core.hydra_config import HydraConfig
-
-    from vtprune.harness.request import several
 
     items = []
     outer = HydraConfig.instance().cfg
@@ -142,7 +141,7 @@ def _task_config(cfg: DictConfig) -> DictConfig:
 
 
 def _item(number: int, overrides: str, part: Any) -> plans.Item:
-    config = OmegaConf.to_container(part.config, resolve=True, throw_on_missing=True)
+    config = several.plain(part.config)
     choices = {k: v for k, v in part.choices.items() if not k.startswith("hydra/")}
     key = directory = None
     if config["task"] == "cell":

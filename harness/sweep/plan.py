@@ -9,11 +9,13 @@ import os
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vtprune.harness.request.errors import ConfigError, HarnessError
 from vtprune.harness.request.identity import canonical_json
+from vtprune.harness.request.request import Request
 
 FILE = "plan.json"
 GROUPINGS = ("model", "none")
@@ -40,6 +42,11 @@ class Item:
     choices: dict[str, Any]
     key: str | None = None
     directory: str | None = None
+
+    @cached_property
+    def request(self) -> Request:
+        """What the cell asks for."""
+        return Request(self.config)
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ def divide(
     for place, item in enumerate(items):
         if place in done:
             continue
-        model = canonical_json(item.config["model"]) if group_by == "model" else ""
+        model = canonical_json(asdict(item.request.model)) if group_by == "model" else ""
         groups.setdefault(model, []).append(place)
     jobs: list[tuple[int, ...]] = []
     for group in groups.values():

@@ -98,7 +98,7 @@ def cell(plan: plans.Plan, place: int) -> State:
     if outcome["state"] == DONE:
         return State(DONE, score=(outcome.get("result") or {}).get("score"))
     now = State(WAITING) if directory is None else of_folder(Path(directory))
-    if now.name == RUNNING or (now.name == DONE and item.config.get("force") is False):
+    if now.name == RUNNING or (now.name == DONE and item.request.force is False):
         return now  # by whichever sweep
     where, queued = _where(outcome), _queued(plan, place)
     if outcome["state"] == FAILED:

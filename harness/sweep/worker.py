@@ -18,6 +18,7 @@ from typing import Any
 
 from vtprune.harness.cell import ranks
 from vtprune.harness.request.errors import HarnessError, one_line
+from vtprune.harness.request.request import Request
 from vtprune.harness.store import lease
 from vtprune.harness.sweep import plan as plans
 from vtprune.harness.sweep.outcomes import DONE, FAILED, RUNNING, Outcomes
@@ -34,7 +35,7 @@ def work(plan: plans.Plan, places: Sequence[int], run: Runner | None = None) -> 
     run, outcomes = run or run_item, Outcomes(plan.folder)
     # The processes of a group go through the same cells, whoever of them reads the outcomes when.
     left = [place for place in places if ranks.grouped() or not outcomes.settled(place)]
-    with _shared([plan.items[place].config for place in left]):
+    with _shared([plan.items[place].request for place in left]):
         waiting = [place for place in left if not _attempt(plan, place, run, outcomes)]
         while waiting:
             time.sleep(POLL)
@@ -44,16 +45,15 @@ def work(plan: plans.Plan, places: Sequence[int], run: Runner | None = None) -> 
 
 
 @contextlib.contextmanager
-def _shared(configs: Sequence[dict[str, Any]]) -> Iterator[None]:
+def _shared(requests: Sequence[Request]) -> Iterator[None]:
     """Vision features shared by the cells of a job, where there are several and it is wanted."""
-    sweep = configs[0].get("sweep", {}) if configs else {}
-    answering = [config for config in configs if config["task"] == "cell"]
-    if len(answering) < 2 or not sweep.get("share_vision"):
+    answering = [request for request in requests if request.task == "cell"]
+    if len(answering) < 2 or not requests[0].sweep.share_vision:
         yield
         return
     from vtprune.harness.cell.sharing import shared
 
-    with shared(sweep["share_gb"]):
+    with shared(requests[0].sweep.share_gb):
         yield
 
 
@@ -76,14 +76,14 @@ def _attempt(
             print(f"[{item.number}] later: {error}", flush=True)
         return False
     except Exception as error:
-        if item.config.get("debug"):
+        if item.request.debug:
             traceback.print_exc()
         reason = _reason(error)
         print(f"[{item.number}] error: {reason}", file=sys.stderr, flush=True)
         note(place, FAILED, error=reason, log=log_of(item), **_whereabouts(item))
         return True
     seconds = round(time.perf_counter() - start, 2)
-    shown = result if item.config["task"] == "cell" else None
+    shown = result if item.request.task == "cell" else None
     note(place, DONE, seconds=seconds, **({"result": shown} if shown else {}))
     return True
 
@@ -112,7 +112,7 @@ def _reason(error: Exception) -> str:
 
 def _whereabouts(item: plans.Item) -> dict[str, str]:
     """Where the cell lies, if the machine that planned it could not tell."""
-    if item.directory is not None or item.config["task"] != "cell":
+    if item.directory is not None or item.request.task != "cell":
         return {}
     from vtprune.harness.cell.prepare import where
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -13,14 +14,15 @@ from vtprune.harness.request import checkpoint, device
 from vtprune.harness.request.errors import ConfigError, HarnessError
 from vtprune.harness.request.identity import budget, canonical_json, method_identity, moved_from
 from vtprune.harness.request.method import build_method
+from vtprune.harness.request.request import Model, Request, Timing
 from vtprune.harness.store.journal import write_atomic
 
 FORMAT = 1
 AGREEMENT = 0.03  # of the stages with the whole call, which is measured without inner clocks
 
 
-def run_timing(config: dict[str, Any], *, reuse: bool = False) -> dict[str, Any]:
-    """Time the method of a checked config against the unpruned model.
+def run_timing(request: Request, *, reuse: bool = False) -> dict[str, Any]:
+    """Time the method of a checked request against the unpruned model.
 
     Args:
         reuse: hand back the stored result of the same request if there is one; ``reused`` in it
@@ -30,27 +32,27 @@ def run_timing(config: dict[str, Any], *, reuse: bool = False) -> dict[str, Any]
         ConfigError: options of the timing pass, the model or the method are wrong.
         HarnessError: the model cannot be loaded, or fails.
     """
-    timing = config["timing"]
+    timing = request.timing
     _check(timing)
-    sizes, where, processor, identity = _request(config)
-    method = build_method(config)
+    sizes, where, processor, identity = _identified(request)
+    method = build_method(request)
     result: dict[str, Any] = {
         "key": hashlib.sha256(canonical_json(identity).encode()).hexdigest(),
-        "model": config["model"]["name"],
-        "method": config["method"]["name"],
-        "ratio": config["ratio"],
-        "budget": budget(config),
-        "moved_from": moved_from(config),
+        "model": request.model.name,
+        "method": request.method.name,
+        "ratio": request.ratio,
+        "budget": budget(request.config),
+        "moved_from": moved_from(request.config),
         "identity": identity,
     }
-    folder = _folder(result, Path(config["paths"]["results"]))
+    folder = _folder(result, request.results)
     if reuse and (stored := _stored(folder, result["budget"])):
         return stored
     vlm = _load(where)
     result |= {
         "batches": [
-            time_batch(vlm, method, sizes, config["text_tokens"], processor, timing, batch)
-            for batch in timing["batch_sizes"]
+            time_batch(vlm, method, sizes, request.text_tokens, processor, timing, batch)
+            for batch in timing.batch_sizes
         ],
         "provenance": _provenance(vlm.device),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -60,25 +62,26 @@ def run_timing(config: dict[str, Any], *, reuse: bool = False) -> dict[str, Any]
     return {**result, "directory": str(folder)}
 
 
-def _request(config: dict[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _identified(
+    request: Request,
+) -> tuple[list[tuple[int, int]], dict[str, Any], Any, dict[str, Any]]:
     """Sizes of the images, what to load, its image processor, and the identity of the timing."""
     from vtprune.harness.cost import shapes
 
-    timing = config["timing"]
-    names = timing["images"] or [config["image_size"]]
+    timing = request.timing
+    names = timing.images or [request.image_size]
     sizes = [shapes.parse_size(name, "timing.images") for name in names]
-    where, identity, processor = _model(config)
-    if timing.get("clock") == "cpu" and not where["device"].startswith("cpu"):
+    where, identity, processor = _model(request.model)
+    if timing.clock == "cpu" and not where["device"].startswith("cpu"):
         raise ConfigError("timing.clock=cpu says nothing of a device's work; use wall")
     identity |= {
         "format": FORMAT,
-        "method": method_identity(config),
+        "method": method_identity(request.config),
         "images": [f"{width}x{height}" for width, height in sizes],
-        "text_tokens": config["text_tokens"],
+        "text_tokens": request.text_tokens,
         "timing": {
-            k: timing[k]
-            for k in ("repeats", "settle", "warmup", "new_tokens", "batch_sizes", "clock")
-            if k in timing
+            name: getattr(timing, name)
+            for name in ("repeats", "settle", "warmup", "new_tokens", "batch_sizes", "clock")
         },
     }
     return sizes, where, processor, identity
@@ -99,7 +102,7 @@ def time_batch(
     sizes: list[tuple[int, int]],
     text_tokens: int,
     processor: dict[str, Any],
-    timing: dict[str, Any],
+    timing: Timing,
     batch: int,
 ) -> dict[str, Any]:
     """Both sides at one batch size, in turn, so that a drift of the machine meets both."""
@@ -121,8 +124,8 @@ def time_batch(
     arch, made = architecture_of(vlm.model.config), {}
     for name, one in sides.items():
         records = memory[name].pop("records")
-        made[name] = _side(rounds[name], batch, timing["new_tokens"]) | memory[name]
-        made[name]["macs"] = predict.work(arch, records, one, timing["new_tokens"])
+        made[name] = _side(rounds[name], batch, timing.new_tokens) | memory[name]
+        made[name]["macs"] = predict.work(arch, records, one, timing.new_tokens)
         made[name]["visual_kept"] = fmean(sum(r.visual_per_layer) / r.n_layers for r in records)
     return {
         "batch_size": batch,
@@ -136,21 +139,21 @@ def time_batch(
 
 
 def _rounds(
-    vlm: Any, sides: dict[str, Any], drawn: dict[str, list[Any]], timing: dict[str, Any]
+    vlm: Any, sides: dict[str, Any], drawn: dict[str, list[Any]], timing: Timing
 ) -> tuple[dict[str, list[dict[str, float]]], dict[str, dict[str, Any]]]:
     """Per side: one dict of mean seconds per sample and round, and what memory was used."""
     from vtprune.harness.cost.timing.clock import PeakMemory, device_clock
 
-    now = device_clock(vlm.device, timing.get("clock", "wall"))
+    now = device_clock(vlm.device, timing.clock)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     memory: dict[str, dict[str, Any]] = {}
-    warmup, most = timing["warmup"], timing["repeats"] * timing.get("settle", 1)
+    warmup, most = timing.warmup, timing.repeats * timing.settle
     for number in range(warmup + most):
-        if number >= warmup + timing["repeats"] and _settled(rounds):
+        if number >= warmup + timing.repeats and _settled(rounds):
             break
         for name, method in sides.items():
             peak = PeakMemory(vlm.device) if not number else None
-            made, used = _one_round(vlm, method, drawn[name], timing["new_tokens"], now, peak)
+            made, used = _one_round(vlm, method, drawn[name], timing.new_tokens, now, peak)
             if used is not None:
                 memory[name] = used
             if number >= warmup:
@@ -232,14 +235,14 @@ def _plain(side: dict[str, Any]) -> dict[str, Any]:
     return {"macs": side["macs"], "seconds": seconds}
 
 
-def _check(timing: dict[str, Any]) -> None:
+def _check(timing: Timing) -> None:
     for name, low in (("repeats", 1), ("settle", 1), ("warmup", 0), ("new_tokens", 1)):
-        value = timing.get(name, 1)
+        value = getattr(timing, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise ConfigError(f"timing.{name} must be a whole number >= {low}: got {value!r}")
-    if timing.get("clock", "wall") not in ("wall", "cpu"):
-        raise ConfigError(f"timing.clock must be wall or cpu: got {timing['clock']!r}")
-    sizes = timing["batch_sizes"]
+    if timing.clock not in ("wall", "cpu"):
+        raise ConfigError(f"timing.clock must be wall or cpu: got {timing.clock!r}")
+    sizes = timing.batch_sizes
     if (
         not isinstance(sizes, list)
         or not sizes
@@ -248,17 +251,16 @@ def _check(timing: dict[str, Any]) -> None:
         raise ConfigError("timing.batch_sizes must be a list of whole numbers, e.g. [1,8]")
 
 
-def _model(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _model(model: Model) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """What to load, its part of the identity, and pixel limits of its image processor."""
     from vtprune.harness.cost import shapes
 
-    model = config["model"]
-    if model["weights"] not in ("checkpoint", "random"):
-        raise ConfigError(f"model.weights must be checkpoint or random: got {model['weights']!r}")
-    if model["weights"] == "random":
-        described = shapes.architecture({**model, "path": None})
+    if model.weights not in ("checkpoint", "random"):
+        raise ConfigError(f"model.weights must be checkpoint or random: got {model.weights!r}")
+    if model.weights == "random":
+        described = shapes.architecture(replace(model, path=None))
         runtime = device.resolve(model, described.config)
-        where = {"architecture": model["architecture"], "weights": "random"}
+        where = {"architecture": model.architecture, "weights": "random"}
         sizes = hashlib.sha256(canonical_json(described.config).encode()).hexdigest()[:16]
         identity = {"architecture": sizes, "weights": "random"}
     else:
@@ -267,10 +269,9 @@ def _model(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict
         described = shapes.architecture(model)
         where = {"path": found.path}
         identity = {"checkpoint": found.fingerprint()}
-    used = {k: runtime[k] for k in ("dtype", "attention", "threads")}
-    kind = runtime["device"].partition(":")[0]
-    where |= {**runtime, "name": model["name"]}
-    return where, {"model": {**identity, **used, "device": kind}}, described.image_processor
+    used = {k: getattr(runtime, k) for k in ("dtype", "attention", "threads")}
+    where |= {**runtime.entries(), "name": model.name}
+    return where, {"model": {**identity, **used, "device": runtime.kind}}, described.image_processor
 
 
 def _load(where: dict[str, Any]) -> Any:

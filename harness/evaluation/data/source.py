@@ -15,6 +15,7 @@ from typing import Any
 
 from vtprune.harness.request import hub
 from vtprune.harness.request.errors import ConfigError, unknown
+from vtprune.harness.request.request import Bench, Data, Task
 
 SOURCES = ("mini", "hub")
 _HERE = Path(__file__).parent
@@ -33,31 +34,29 @@ class DataSource:
     note: str | None = None
 
 
-def check(data: dict[str, Any]) -> None:
+def check(data: Data) -> None:
     """Refuse an impossible ``data`` entry early."""
-    if data.get("source") not in SOURCES:
-        raise ConfigError("data.source: " + unknown("data source", str(data["source"]), SOURCES))
-    root = data.get("root")
+    if data.source not in SOURCES:
+        raise ConfigError("data.source: " + unknown("data source", str(data.source), SOURCES))
+    root = data.root
     if root and not Path(str(root)).expanduser().is_dir():
         raise ConfigError(f"data.root: no such directory: {root}")
 
 
-def prepare(
-    data: dict[str, Any], bench: dict[str, Any], engine: dict[str, Any], cache: Path
-) -> DataSource:
+def prepare(data: Data, bench: Bench, engine: Task, cache: Path) -> DataSource:
     """Build (mini) or locate (hub) the data of one benchmark, with what identifies its rows."""
-    if data["source"] == "mini":
-        return _mini(data, bench.get("mini") or bench["name"], engine.get("table"), cache)
-    if table := engine.get("table"):
-        return _published_table(data, table)
-    if data.get("root"):
-        root = Path(str(data["root"])).expanduser().resolve()
-        if (root / _NOTE).exists() or list((root / engine["dataset"]).glob(".*.json")):
+    if data.source == "mini":
+        return _mini(data, bench.mini or bench.name, engine.table, cache)
+    if engine.table:
+        return _published_table(data, engine.table)
+    if data.root:
+        root = Path(str(data.root)).expanduser().resolve()
+        if (root / _NOTE).exists() or list((root / engine.dataset).glob(".*.json")):
             raise ConfigError(f"data.root: {root} holds drawn mini data; use data=mini")
-        identity = {"source": "hub", "content": _listing(root / engine["dataset"])}
+        identity = {"source": "hub", "content": _listing(root / engine.dataset)}
         return DataSource("hub", root, None, cache / "datasets", identity)
-    commit, note = hub.dataset_commit(engine["dataset"], data.get("revision"), hub.configs(engine))
-    identity = {"source": "hub", "dataset": engine["dataset"], "revision": commit}
+    commit, note = hub.dataset_commit(engine.dataset, data.revision, hub.configs(engine))
+    identity = {"source": "hub", "dataset": engine.dataset, "revision": commit}
     return DataSource("hub", None, commit, None, identity, note)
 
 
@@ -69,17 +68,17 @@ def _listing(folder: Path) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-def _published_table(data: dict[str, Any], table: str) -> DataSource:
+def _published_table(data: Data, table: str) -> DataSource:
     from vtprune.harness.evaluation.data import tables
 
-    file = tables.downloaded(data.get("root"), table)
+    file = tables.downloaded(data.root, table)
     if (file.parent / _NOTE).exists():
         raise ConfigError(f"data.root: {file.parent} holds drawn mini data; use data=mini")
     identity = {"source": "hub", "table": table, "md5": tables.md5(file)}
     return DataSource("hub", file.parent, None, None, identity)
 
 
-def _mini(data: dict[str, Any], bench: str, table: str | None, cache: Path) -> DataSource:
+def _mini(data: Data, bench: str, table: str | None, cache: Path) -> DataSource:
     from vtprune.harness.evaluation.data import mini, tables
 
     if bench not in mini.BENCHES:
@@ -87,7 +86,7 @@ def _mini(data: dict[str, Any], bench: str, table: str | None, cache: Path) -> D
             f"data=mini has no stand-in for bench={bench} (it has: {', '.join(mini.BENCHES)}); "
             "use data=hub"
         )
-    seed, samples = int(data.get("seed") or 0), data.get("samples")
+    seed, samples = int(data.seed or 0), data.samples
     stamp = _stamp(seed, samples)
     root = cache / "mini" / f"{table or bench}-{stamp}"
     note = root / _NOTE

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vtprune.harness.evaluation.data.source import DataSource
+from vtprune.harness.request.request import Bench, Task
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Job:
     """What an engine is asked to do.
 
     Attributes:
-        bench: entry of conf/bench, resolved.
-        engine: the part of it that belongs to this engine.
+        bench: the benchmark as this engine sees it.
+        engine: what it is in this engine.
         data: where the rows come from.
         batch_size: prompts per batch.
         journal: receives every answered sample at once.
@@ -83,8 +84,8 @@ class Job:
         share: (rank, world): answer every world-th batch only, then raise :class:`ShareAnswered`.
     """
 
-    bench: dict[str, Any]
-    engine: dict[str, Any]
+    bench: Bench
+    engine: Task
     data: DataSource
     batch_size: int
     journal: SampleLog

@@ -21,6 +21,7 @@ from vtprune.harness.evaluation.engines import judge_lmms as judge
 from vtprune.harness.evaluation.engines.base import Job
 from vtprune.harness.request import subset
 from vtprune.harness.request.errors import ConfigError, HarnessError, one_line
+from vtprune.harness.request.request import Images, Task
 
 # No task has a prompt block under this name, so every task gives its default block, which is the
 # one the model's policy chose.
@@ -29,10 +30,10 @@ PROMPT_MODEL = "llava_hf"
 
 def data(job: Job, rows: Sequence[int] | None) -> contextlib.AbstractContextManager[None]:
     """Serve the job's data set, or only these rows of its split, inside the block."""
-    dataset, split = job.engine["dataset"], job.engine["split"]
+    dataset, split = job.engine.dataset, job.engine.split
     return redirect(
         job.data.root,
-        subset=None if rows is None else (dataset, job.engine.get("config"), split, rows),
+        subset=None if rows is None else (dataset, job.engine.config, split, rows),
         revision=(dataset, job.data.revision) if job.data.revision else None,
         cache_dir=job.data.cache,
     )
@@ -49,13 +50,13 @@ def rows(job: Job) -> tuple[list[int], dict[int, Any]]:
     try:
         with data(job, None):
             # Loaded once here, because lmms-eval retries a failing load five times.
-            loaded = datasets.load_dataset(job.engine["dataset"], job.engine.get("config"))
+            loaded = datasets.load_dataset(job.engine.dataset, job.engine.config)
     except (OSError, ValueError) as error:
-        raise HarnessError(f"data set {job.engine['dataset']}: {one_line(error)}") from error
-    split = loaded[job.engine["split"]]
-    column = job.engine.get("group")
+        raise HarnessError(f"data set {job.engine.dataset}: {one_line(error)}") from error
+    split = loaded[job.engine.split]
+    column = job.engine.group
     groups = split[column][:] if column else []
-    if job.bench.get("subset") is not None:
+    if job.bench.subset is not None:
         kinds = {name: split[name][:] for name in subset.STRATA if name in split.column_names}
         chosen = subset.rows(job.bench, kinds, len(split), dict(enumerate(groups)))
         return chosen, {row: groups[row] for row in chosen} if column else {}
@@ -64,18 +65,18 @@ def rows(job: Job) -> tuple[list[int], dict[int, Any]]:
         return chosen, {}
     wanted = {groups[row] for row in chosen}
     whole = [row for row, group in enumerate(groups) if group in wanted]
-    if job.bench.get("indices") is None:
+    if job.bench.indices is None:
         chosen = whole
     elif missing := sorted(set(whole) - set(chosen)):
         raise ConfigError(
-            f"bench.indices: {job.bench['name']} scores rows with the same {column} together; "
+            f"bench.indices: {job.bench.name} scores rows with the same {column} together; "
             f"row {missing[0]} is missing"
         )
     return chosen, {row: groups[row] for row in chosen}
 
 
 def _chosen(job: Job, n: int) -> list[int]:
-    indices, limit = job.bench.get("indices"), job.bench.get("limit")
+    indices, limit = job.bench.indices, job.bench.limit
     if indices is None:
         return list(range(n if limit is None else min(n, limit)))
     if outside := [i for i in indices if i >= n]:
@@ -83,9 +84,9 @@ def _chosen(job: Job, n: int) -> list[int]:
     return list(indices)
 
 
-def task_manager(engine: dict[str, Any]) -> TaskManager:
+def task_manager(engine: Task) -> TaskManager:
     """The tasks of one folder instead of the full index: 0.1 s instead of 3 s."""
-    folder = Path(lmms_eval.__file__).parent / "tasks" / engine["folder"]
+    folder = Path(lmms_eval.__file__).parent / "tasks" / engine.folder
     return TaskManager(
         "ERROR", include_defaults=False, model_name=PROMPT_MODEL, include_path=[str(folder)]
     )
@@ -95,31 +96,31 @@ def task(job: Job) -> ConfigurableTask:
     """The task object; call it inside :func:`data`."""
     engine = job.engine
     with importable_without_key():
-        config = dict(task_manager(engine)._get_config(engine["task"]))
+        config = dict(task_manager(engine)._get_config(engine.task))
     if blocks := config.get("lmms_eval_specific_kwargs"):
         # A task without a block of this name words its questions in one way only.
-        block = blocks.get(engine.get("wording") or "default", blocks["default"])
-        options = engine.get("prompt_options") or {}
+        block = blocks.get(engine.wording or "default", blocks["default"])
+        options = engine.prompt_options or {}
         config["lmms_eval_specific_kwargs"] = {**blocks, "default": {**block, **options}}
-    if images := engine.get("images"):
+    if images := engine.images:
         # The task's own way copies the image into every row, as PNG, with eight processes:
         # gigabytes of cache for GQA.
         config["process_docs"] = None
-        config["doc_to_visual"] = joined_images(engine["dataset"], images)
-    if rule := engine.get("rule_judge"):
+        config["doc_to_visual"] = joined_images(engine.dataset, images)
+    if rule := engine.rule_judge:
         config = judge.apply(rule, config)
     return ConfigurableTask(config=config, model_name=PROMPT_MODEL)
 
 
-def joined_images(dataset: str, table: dict[str, Any]) -> Callable[[dict[str, Any]], list[Any]]:
+def joined_images(dataset: str, table: Images) -> Callable[[dict[str, Any]], list[Any]]:
     """``doc_to_visual`` that looks a document's image up in a second table by its id."""
     import datasets
 
-    images = datasets.load_dataset(dataset, table["config"], split=table["split"])
+    images = datasets.load_dataset(dataset, table.config, split=table.split)
     place = {name: row for row, name in enumerate(images["id"])}
 
     def doc_to_visual(doc: dict[str, Any]) -> list[Any]:
-        return [images[place[doc[table["key"]]]]["image"].convert("RGB")]
+        return [images[place[doc[table.key]]]["image"].convert("RGB")]
 
     return doc_to_visual
 

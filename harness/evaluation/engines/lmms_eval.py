@@ -37,7 +37,7 @@ class LmmsEval:
         with _no_bars():
             rows, groups = lmms_data.rows(job)
             adapter, result = self._evaluate(job, answerer, rows)
-            entries, asked = adapter.entries, result["samples"][job.engine["task"]]
+            entries, asked = adapter.entries, result["samples"][job.engine.task]
             answered = scorable(rows, groups, entries)
             if not answered:
                 reason = next(e["error"] for e in entries.values() if e["error"])
@@ -140,11 +140,11 @@ class Adapter(lmms):
         if not entry["error"]:
             docs = self.task.eval_docs_no_media
             doc = docs[self._place[entry["doc_id"]]]
-            metric = self._job.bench["metric"]
+            metric = self._job.bench.metric
             with contextlib.suppress(Exception):  # only decoration; the real score comes later
                 value = self.task.process_results(doc, [entry["answer"]]).get(metric)
                 if isinstance(value, (int, float)):
-                    self._scores.append(float(value) * self._job.bench["scale"])
+                    self._scores.append(float(value) * self._job.bench.scale)
         mean = sum(self._scores) / len(self._scores) if self._scores else None
         self._job.on_progress(self._done, len(self._rows), mean)
 

@@ -28,7 +28,7 @@ class Scored:
     @property
     def samples(self) -> dict[int, dict[str, Any]]:
         """The evaluator's samples by row of the full split."""
-        found = self.result["samples"][self.job.engine["task"]]
+        found = self.result["samples"][self.job.engine.task]
         return {self.answered[sample["doc_id"]]: sample for sample in found}
 
 
@@ -43,7 +43,7 @@ def outcome(
     ``asked`` are the evaluator's samples of all ``rows``, for what is known of a failed one.
     """
     job = scored.job
-    found = scored.result["results"][job.engine["task"]]
+    found = scored.result["results"][job.engine.task]
     metrics = {
         key.removesuffix(",none"): float(value)
         for key, value in found.items()
@@ -56,20 +56,20 @@ def outcome(
         {**entries[row], **about[row], "score": score_of(by_row[row]) if row in by_row else None}
         for row in rows
     ]
-    metrics |= added(job.bench["name"], metrics, [s for s in samples if s["doc_id"] in by_row])
-    if job.bench["metric"] not in metrics:
+    metrics |= added(job.bench.name, metrics, [s for s in samples if s["doc_id"] in by_row])
+    if job.bench.metric not in metrics:
         raise HarnessError(
-            f"lmms-eval gave no '{job.bench['metric']}' for {job.engine['task']} "
+            f"lmms-eval gave no '{job.bench.metric}' for {job.engine.task} "
             f"(it gave: {', '.join(metrics)})"
         )
     return Outcome(metrics, samples)
 
 
 def _about(job: Job, row: int, sample: dict[str, Any]) -> dict[str, Any]:
-    doc, engine, reference = sample["doc"], job.engine, job.bench.get("reference")
+    doc, engine, reference = sample["doc"], job.engine, job.bench.reference
     return {
-        "question_id": doc.get(engine.get("question_id") or "question_id", row),
-        "image_id": doc.get(engine.get("image_id") or "image_id"),
+        "question_id": doc.get(engine.question_id, row),
+        "image_id": doc.get(engine.image_id),
         "reference": doc[reference] if reference else sample["target"],
     }
 
@@ -80,8 +80,8 @@ def sample_scorer(job: Job, task: ConfigurableTask) -> Callable[[dict[str, Any]]
     Metrics hold a number, a dict with a ``score``, or something only the aggregation understands;
     the last is aggregated alone, so that the task's own rule decides.
     """
-    scale = job.bench["scale"]
-    named = job.engine.get("score_of") or job.bench["metric"]
+    scale = job.bench.scale
+    named = job.engine.score_of or job.bench.metric
     alone = _aggregation(task, named, str(job.scratch))
 
     def score(sample: dict[str, Any]) -> float | None:
@@ -90,7 +90,7 @@ def sample_scorer(job: Job, task: ConfigurableTask) -> Callable[[dict[str, Any]]
             value = next((v for k, v in sample.items() if _is_sibling(k, named)), None)
         if isinstance(value, dict):
             if "score" in value:
-                return float(value["score"]) * (100 if job.bench["unit"] == "%" else 1)
+                return float(value["score"]) * (100 if job.bench.unit == "%" else 1)
             if alone is None:
                 return None
             with contextlib.redirect_stdout(io.StringIO()):

@@ -64,16 +64,16 @@ def groups(data: Any, table: str) -> dict[int, Any]:
 
 def rows(job: Job, data: Any, group: dict[int, Any]) -> list[int]:
     """Rows asked about. A limit counts questions, and never takes half a group."""
-    indices, limit = job.bench.get("indices"), job.bench.get("limit")
+    indices, limit = job.bench.indices, job.bench.limit
     everything = list(range(len(data)))
-    if job.bench.get("subset") is not None:
+    if job.bench.subset is not None:
         kinds = {name: list(data[name]) for name in subset.STRATA if name in data}
         return subset.rows(job.bench, kinds, len(data), group)
     if indices is not None:
         return _named(job, indices, everything, group)
     if limit is None:
         return everything
-    if is_circular(job.engine["table"]):
+    if is_circular(job.engine.table):
         wanted = set(list(dict.fromkeys(group.values()))[:limit])
     else:
         wanted = {group.get(row, row) for row in everything[:limit]}
@@ -91,7 +91,7 @@ def _named(
     whole = {row for row in everything if group.get(row) in wanted and row in group}
     if missing := sorted(whole - set(indices)):
         raise ConfigError(
-            f"bench.indices: {job.bench['name']} scores some rows together; "
+            f"bench.indices: {job.bench.name} scores some rows together; "
             f"row {missing[0]} is missing"
         )
     return list(indices)
@@ -102,7 +102,7 @@ def question(job: Job, dataset: Any, row: int, style: str) -> Question:
     line = dataset.data.iloc[row]
     return Question(
         doc_id=row,
-        sample_id=f"{job.engine['table']}:{line['index']}",
+        sample_id=f"{job.engine.table}:{line['index']}",
         prompt=prompt(dataset, line, style),
         images=lambda: pictures(dataset, line),
     )

@@ -26,7 +26,7 @@ class VLMEvalKit:
         if job.data.root is None:
             raise HarnessError("engine=vlmevalkit needs a folder with the table")
         quiet.no_progress_bars()
-        table, style = job.engine["table"], job.engine.get("wording") or "generic"
+        table, style = job.engine.table, job.engine.wording or "generic"
         with vlm_import.surroundings(job.data.root):
             # Fresh for every job: scoring changes the object.
             dataset = vlm_table.open_dataset(table, job.data.root)
@@ -45,10 +45,10 @@ class VLMEvalKit:
             answers = {row: entries[row]["answer"] for row in answered}
             metrics, scores = vlm_scores.evaluate(dataset, table, answers, job.scratch / "vlmeval")
             samples = [_sample(job, dataset, entries[row], scores.get(row)) for row in rows]
-        metrics |= _added(job.bench["name"], metrics, scores)
-        if job.bench["metric"] not in metrics:
+        metrics |= _added(job.bench.name, metrics, scores)
+        if job.bench.metric not in metrics:
             raise HarnessError(
-                f"VLMEvalKit gave no '{job.bench['metric']}' for {table} "
+                f"VLMEvalKit gave no '{job.bench.metric}' for {table} "
                 f"(it gave: {', '.join(metrics)})"
             )
         return Outcome(metrics, samples)
@@ -66,7 +66,7 @@ class _Progress:
 def _sample(job: Job, dataset: Any, entry: dict[str, Any], score: float | None) -> dict[str, Any]:
     line = dataset.data.iloc[entry["doc_id"]]
     image = line.get("image_path")
-    scale = 100 if job.bench["unit"] == "%" else 1
+    scale = 100 if job.bench.unit == "%" else 1
     return {
         **entry,
         "question_id": str(line["index"]),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vtprune.harness.cell import publish as mirror
+from vtprune.harness.request.request import Logger
 from vtprune.harness.store.journal import read_journal, write_atomic
 
 CELLS = "cells"  # the line of a cell in the table over all of them
@@ -30,7 +31,7 @@ def run_id(result: dict[str, Any]) -> str:
 
 
 
-def publish(folder: Path, logger: dict[str, Any]) -> bool:
+def publish(folder: Path, logger: Logger) -> bool:
     """Publish a cell; False if it was there already."""
     if mirror.published(folder, logger):
         return False
@@ -40,9 +41,9 @@ def publish(folder: Path, logger: dict[str, Any]) -> bool:
     samples = read_journal(folder / "samples.jsonl")
     shutil.rmtree(folder / "wandb", ignore_errors=True)  # an older result of the same cell
     run = wandb.init(
-        mode=logger["mode"], project=logger["project"], entity=logger["entity"],
+        mode=logger.mode, project=logger.project, entity=logger.entity,
         id=run_id(result), name=" ".join(str(result[k]) for k in ("model", "method", "ratio")),
-        group=logger["group"] or result["bench"], job_type=result["bench"],
+        group=logger.group or result["bench"], job_type=result["bench"],
         tags=[result["bench"], result["data"], result["method"]], dir=folder,
         config=config(result),  # not resumed: a run of this id is replaced, not added to
         settings=wandb.Settings(x_disable_stats=True, silent=True, console="off", init_timeout=60),
@@ -50,8 +51,8 @@ def publish(folder: Path, logger: dict[str, Any]) -> bool:
     numbers = summary(result)
     run.define_metric("*", step_metric="ratio")
     row = {"ratio": result["ratio"], **numbers, CELLS: line(wandb, result)}
-    if shown := samples[: logger["samples"]]:
-        row["predictions"] = predictions(wandb, folder, result, shown, logger["overlays"])
+    if shown := samples[: logger.samples]:
+        row["predictions"] = predictions(wandb, folder, result, shown, logger.overlays)
     run.log(row)
     run.summary.update(numbers)
     run.log_artifact(_artifact(wandb, folder, result))
@@ -167,4 +168,4 @@ def _artifact(wandb: Any, folder: Path, result: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    publish(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    publish(Path(sys.argv[1]), Logger.of(json.loads(sys.argv[2])))

@@ -11,12 +11,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vtprune import places
 from vtprune.harness.cell import publish as mirror
 from vtprune.harness.request import arguments as given
 from vtprune.harness.request import known
+from vtprune.harness.request.request import Logger
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,11 +33,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     own = {k: getattr(options, k) for k in ("project", "entity", "group", "samples")}
     mode = "online" if options.online else "offline"
-    logger = {**default, **own, "mode": mode, "timeout_s": options.timeout}
+    logger = Logger.of({**default, **own, "mode": mode, "timeout_s": options.timeout})
     return sync(options.results, logger)
 
 
-def sync(results: Path, logger: dict[str, Any]) -> int:
+def sync(results: Path, logger: Logger) -> int:
     """Publish what is missing; stops waiting for a server after the first cell it did not take."""
     cells = sorted(file.parent for file in (results / "runs").glob("*/*/*/result.json"))
     missing = [cell for cell in cells if not mirror.published(cell, logger)]
