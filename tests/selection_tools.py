@@ -7,6 +7,7 @@ method itself is asked, ``select`` with those inputs.
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -25,23 +26,37 @@ NAMES = ("a", "b")
 ATOL = 2e-4
 
 
-def prompts(family: str) -> list[tiny.Prompt]:
-    """A ragged batch; its second row has two pictures of different sizes."""
-    return [tiny.prompt(family, 0), tiny.prompt(family, 1, images=2)]
+@dataclass(frozen=True)
+class Batch:
+    """Prompts of a family, and the kernel of the run that is pruned; see :func:`captured`."""
+
+    family: str
+    kernel: str = "sdpa"
+    video: bool = False
 
 
 @cache
-def captured(family: str) -> unpruned.Capture:
-    return unpruned.capture(family, prompts(family))
+def _captured(family: str, video: bool) -> unpruned.Capture:
+    prompts = [tiny.prompt(family, 0), tiny.prompt(family, 1, images=2)]
+    feed = None if video else tiny.inputs(family, prompts)
+    return unpruned.capture(family, *(unpruned.video(family) if video else (prompts, feed)))
+
+
+def captured(batch: Batch | str) -> unpruned.Capture:
+    """The unpruned model on a ragged batch whose second row has two pictures of different sizes;
+    or on one video."""
+    if isinstance(batch, str):
+        return _captured(batch, False)
+    return _captured(batch.family, batch.video)
 
 
 def records_of(
-    family: str, method: methods.PruningMethod, tower=None, **named: object
+    batch: Batch, method: methods.PruningMethod, tower=None, **named: object
 ) -> list:
-    model = tiny.model(family)
+    model, made = tiny.model(batch.family, batch.kernel), captured(batch)
     with prune(model, method, text_tower=tower) as run, torch.no_grad():
-        run.begin(list(NAMES), **named)
-        model(**captured(family).feed)
+        run.begin(list(NAMES[: len(made.prompts)]), **named)
+        model(**made.feed)
         return run.take()
 
 
@@ -64,13 +79,15 @@ def views_of(method: TokenMethod, picture: Picture, key: tuple, project) -> list
         ]  # fmt: skip
     inside = torch.ones_like(picture.base) if method.newline == "candidate" else ~picture.row_end
     groups = [inside] if method.scope == "joint" else [inside & picture.base]
-    if method.scope != "joint" and bool((inside & ~picture.base).any()):
+    if method.scope != "joint" and picture.framed:
+        groups = [inside & (picture.tile == frame) for frame in range(picture.frames)]
+    elif method.scope != "joint" and bool((inside & ~picture.base).any()):
         groups.append(inside & ~picture.base)
     found = []
     for number, member in enumerate(groups):
         index = torch.nonzero(member).squeeze(1)
         grid = picture.grid
-        if number:
+        if number and not picture.framed:
             down = int(picture.row_end.sum())
             grid = (down, int((~picture.base).sum()) // down - (method.newline != "candidate"))
         found.append(
@@ -115,8 +132,8 @@ def expected_entry(
     return place[order], row[order]
 
 
-def check_entry(family: str, parts: list[TokenMethod], records: list, more=None) -> None:
-    made = captured(family)
+def check_entry(batch: Batch, parts: list[TokenMethod], records: list, more=None) -> None:
+    made = captured(batch)
     projector = getattr(made.model.model, "multi_modal_projector", None)
     for row, record in enumerate(records):
         visual = torch.nonzero(made.visual[row]).squeeze(1)
@@ -157,7 +174,7 @@ def check_slots(record, layer: int, values: Tensor, kept: Tensor, expected: Tens
 
 
 def layer_signals(
-    family: str, made: unpruned.Capture, row: int, layer: int, alive: Tensor, entry: Tensor,
+    batch: Batch, made: unpruned.Capture, row: int, layer: int, alive: Tensor, entry: Tensor,
     gone: Tensor | None,
 ) -> LayerSignals:  # fmt: skip
     """What a method may read in front of ``layer``, from the run ``made``.
@@ -165,7 +182,7 @@ def layer_signals(
     ``alive`` are ranks of the visual tokens, ``entry`` those that entered layer 0, ``gone`` the
     columns dropped before, where positions are renumbered.
     """
-    visual = torch.nonzero(captured(family).visual[row]).squeeze(1)
+    visual = torch.nonzero(captured(batch).visual[row]).squeeze(1)
     columns, text, last = visual[alive], made.text(row), int(made.valid[row].nonzero().max())
     hidden, weights = made.hidden[layer][row], made.attention[layer - 1][row]
     norm = made.model.model.language_model.norm
@@ -202,15 +219,16 @@ def layer_signals(
     )
 
 
-def replayed(family: str, records: list, before: int) -> unpruned.Capture:
+def replayed(batch: Batch, records: list, before: int) -> unpruned.Capture:
     """The full model while layers below ``before`` do without what the records dropped there.
 
     Up to the first drop this is the unpruned model itself. Merged slots are those of the records:
     they have been compared by then.
     """
     shorter = [_until(record, before) for record in records]
-    with masked(tiny.model(family, "eager"), shorter):
-        return unpruned.capture(family, prompts(family), captured(family))
+    made = captured(batch)
+    with masked(made.model, shorter):
+        return unpruned.capture(batch.family, made.prompts, made.feed, vision=False)
 
 
 def _until(record, before: int):
@@ -221,22 +239,22 @@ def _until(record, before: int):
     )
 
 
-def check_layers(family: str, method: LayerMethod, records: list, positions: str) -> None:
+def check_layers(batch: Batch, method: LayerMethod, records: list, positions: str) -> None:
     depth = records[0].n_layers
     plans = [method.checked_schedule(depth, int(r.alive(0).sum())) for r in records]
     drops = sorted({b for p in plans for b in range(1, depth) if p[b] < p[b - 1]})
     assert drops, "no layer drops anything: the test has no power"
-    fresh, made = "next_row" in method.needs, replayed(family, records, depth)
+    fresh, made = "next_row" in method.needs, replayed(batch, records, depth)
     for layer in drops:
         if fresh:  # the attention of the layer itself, before it drops anything
-            made = replayed(family, records, layer)
+            made = replayed(batch, records, layer)
         for row, (record, plan) in enumerate(zip(records, plans, strict=True)):
             if plan[layer] < plan[layer - 1]:
-                check_drop(family, method, made, row, record, layer, plan[layer], positions)
+                check_drop(batch, method, made, row, record, layer, plan[layer], positions)
 
 
 def check_drop(
-    family: str, method: LayerMethod, made, row: int, record, layer: int, count: int,
+    batch: Batch, method: LayerMethod, made, row: int, record, layer: int, count: int,
     positions: str,
 ) -> None:  # fmt: skip
     alive, entry = record.alive(layer - 1), torch.nonzero(record.alive(0)).squeeze(1)
@@ -245,7 +263,7 @@ def check_drop(
         gone = torch.zeros(made.visual.shape[1], dtype=torch.bool)
         gone[visual[~alive]] = True
     ranks = torch.nonzero(alive).squeeze(1)
-    signals = layer_signals(family, made, row, layer, ranks, entry, gone)
+    signals = layer_signals(batch, made, row, layer, ranks, entry, gone)
     kept, expected = ranks[:0], None
     if count:
         with torch.no_grad():
@@ -293,16 +311,19 @@ def merged_tower(
     return torch.stack(tokens), torch.stack(places)
 
 
-def check(family: str, method: methods.PruningMethod, more=None, **named: object) -> None:
-    """All parts of a method, against the record of a run on a ragged batch with two pictures.
+def check(
+    batch: Batch | str, method: methods.PruningMethod, more=None, **named: object
+) -> None:
+    """All parts of a method, against the record of a run on a batch, or on a family's usual one.
 
     ``more(row, picture)`` are signals besides those of the encoder; ``named`` goes to the run.
     """
-    records = records_of(family, method, **named)
-    assert [record.sample_id for record in records] == list(NAMES)
+    batch = Batch(batch) if isinstance(batch, str) else batch
+    records = records_of(batch, method, **named)
+    assert [r.sample_id for r in records] == list(NAMES[: len(captured(batch).prompts)])
     early = [part for part in method.chain if part.place == "tokens"]
     if early:
-        check_entry(family, early, records, more)
+        check_entry(batch, early, records, more)
     for part in method.chain:
         if part.place == "layers":
-            check_layers(family, part, records, method.positions)
+            check_layers(batch, part, records, method.positions)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests import tiny
 from tests.method_tools import built
-from tests.selection_tools import captured, check, check_slots, merged_tower, records_of
+from tests.selection_tools import Batch, captured, check, check_slots, merged_tower, records_of
 from tests.test_text_tower import CONTEXT, save_clip
 from tests.unpruned import Picture
 from vtprune import methods
@@ -91,6 +91,26 @@ def test_three_methods_in_a_row_each_see_what_those_before_left(family):
     check(family, methods.build("compose", parts=parts, ratio=0.7, positions="original"))
 
 
+@pytest.mark.parametrize("family", tiny.M_ROPE)
+@pytest.mark.parametrize(
+    "name", ["vispruner", "visionzip", "gprune", "random", "fastv", "sparsevlm_plus"]
+)
+def test_frames_of_a_video_are_pictures_of_their_own(name, family):
+    check(Batch(family, video=True), built(name, family))
+
+
+#: kernels of the encoder and the language model besides sdpa
+KERNELS = ("eager",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("name", ["vispruner", "visionzip", "fastv", "pyramiddrop", "fitprune"])
+def test_every_kernel_lets_the_same_be_heard(name, family, kernel):
+    check(Batch(family, kernel), built(name, family))
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     return save_clip(tmp_path_factory.mktemp("clip"))
@@ -120,7 +140,7 @@ def test_cdpruner_reads_each_rows_own_question(clip, family, options):
 @pytest.mark.parametrize("options", [{"ratio": 0.5}, {"ratio": 0.3, "per_round": 25}], ids=str)
 def test_tome_in_the_tower_merges_what_a_tower_run_by_hand_merges(family, options):
     method, made = methods.build("tome", placement="vision_encoder", **options), captured(family)
-    records = records_of(family, method)
+    records = records_of(Batch(family), method)
     for row, record in enumerate(records):
         kept, held, offset = [], [], 0
         values = torch.cat([p.tokens for p in made.pictures[row]])

@@ -62,6 +62,15 @@ class Picture:
         return self.tile == NEWLINE
 
     @property
+    def frames(self) -> int:
+        return len(self.encoder["tile_features"])
+
+    @property
+    def framed(self) -> bool:
+        """A video: every crop is a view of its own."""
+        return self.frames > 1 and self.mosaic == (0, 0)
+
+    @property
     def base(self) -> Tensor:
         """bool ``[n]``: tokens of the first crop, which is the base view."""
         return self.tile == 0
@@ -100,6 +109,8 @@ class Picture:
     def place(self) -> Tensor:
         """``[tiles, P]`` rank of every encoder token in base view, then padded mosaic."""
         down, across = self.grid
+        if self.framed:
+            return torch.arange(self.frames * down * across).reshape(self.frames, -1)
         rank = torch.arange(down * across).reshape(1, -1)
         whole = torch.arange(self.mosaic[0] * down * self.mosaic[1] * across)
         whole = whole.reshape(self.mosaic[0], down, self.mosaic[1], across).transpose(1, 2)
@@ -130,7 +141,8 @@ class Capture:
 
     @property
     def visual(self) -> Tensor:
-        return self.feed["input_ids"] == tiny.IMAGE_TOKEN
+        ids = self.feed["input_ids"]
+        return (ids == tiny.IMAGE_TOKEN) | (ids == tiny.VIDEO_TOKEN)
 
     @cached_property
     def pictures(self) -> list[list[Picture]]:
@@ -143,12 +155,33 @@ class Capture:
         return torch.nonzero(after & self.valid[row] & ~self.visual[row]).squeeze(1)
 
 
-def capture(family: str, prompts: list[tiny.Prompt], before: Capture | None = None) -> Capture:
+def video(family: str, frames: int = 3) -> tuple[list[tiny.Prompt], dict[str, Tensor]]:
+    """A prompt with one video, for the Qwen families, and what the model takes for it."""
+    size = (32, 48)
+    clip = tiny.pixels(size, 5, family, frames)
+    one = tiny.Prompt([1, 10], [20, 21, 22], [clip], [size])
+    n = len(clip) // 4
+    ids = torch.tensor([[*one.before, *[tiny.VIDEO_TOKEN] * n, 4, *one.after]])
+    feed = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values_videos": clip,
+        "video_grid_thw": torch.tensor([[frames, size[0] // tiny.PATCH, size[1] // tiny.PATCH]]),
+        "mm_token_type_ids": (ids == tiny.VIDEO_TOKEN).int() * 2,
+    }
+    if family == "qwen2_5_vl":
+        feed["second_per_grid_ts"] = torch.tensor([1.0])
+    return [one], feed
+
+
+def capture(
+    family: str, prompts: list[tiny.Prompt], feed: dict[str, Tensor], vision: bool = True
+) -> Capture:
     """Run the prompts once and note what every part of the model takes and gives.
 
-    With the capture ``before`` of the same prompts only the language model is watched again.
+    Without ``vision`` only the language model is watched.
     """
-    made = Capture(family, prompts, before.feed if before else tiny.inputs(family, prompts))
+    made = Capture(family, prompts, feed)
     model, seen = made.model, made.seen
 
     def note(name: str):
@@ -164,7 +197,7 @@ def capture(family: str, prompts: list[tiny.Prompt], before: Capture | None = No
     for layer in lm.layers:
         hooks.append((layer, "in", lambda args, kw: made.hidden.append(args[0])))
         hooks.append((layer.self_attn, "out", lambda out: made.attention.append(out[1])))
-    if before is None:
+    if vision:
         hooks += _tower_hooks(made, note)
     with watching(hooks), torch.no_grad():
         cache = model(**made.feed, use_cache=True).past_key_values
@@ -211,7 +244,8 @@ def _pictures(made: Capture) -> list[list[Picture]]:
         for pixels, size in zip(one.pixels, one.sizes, strict=True):
             if made.family in tiny.M_ROPE:
                 grid = (size[0] // tiny.PATCH // 2, size[1] // tiny.PATCH // 2)
-                picture = _qwen_picture(made, signals, out, row, columns, grid, size)
+                frames = len(pixels) // (4 * grid[0] * grid[1])
+                picture = _qwen_picture(made, signals, out, row, columns, grid, size, frames)
             else:
                 crops = len(pixels)
                 own = {name: value[start : start + crops] for name, value in signals.items()}
@@ -312,13 +346,13 @@ def _qwen_signals(made: Capture) -> dict[str, Tensor]:
 
 def _qwen_picture(
     made: Capture, signals: dict[str, Tensor], out: Tensor, row: int, columns: Tensor,
-    grid: tuple[int, int], size: tuple[int, int],
+    grid: tuple[int, int], size: tuple[int, int], frames: int,
 ) -> Picture:  # fmt: skip
     n = grid[0] * grid[1]
-    tokens = made.entered[row, columns[:n]]
+    tokens = made.entered[row, columns[: frames * n]]
     place = _match(tokens, out)
     assert bool((place >= 0).all()), "a visual token is no row of the merger"
-    own = {name: value[place][None] for name, value in signals.items()}
-    own["tile_features"] = tokens[None]
-    zero = torch.zeros(n, dtype=torch.long)
-    return Picture(tokens, zero, torch.arange(n), own, grid, (0, 0), size)
+    own = {name: value[place].unflatten(0, (frames, n)) for name, value in signals.items()}
+    own["tile_features"] = tokens.unflatten(0, (frames, n))
+    number = torch.arange(frames * n)
+    return Picture(tokens, number // n, number % n, own, grid, (0, 0), size)
