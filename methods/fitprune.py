@@ -121,7 +121,7 @@ class FitPrune(LayerMethod):
 
     title = "FitPrune"
     paper = "arXiv:2409.10197"
-    needs: ClassVar[tuple[str, ...]] = ("head_max",)
+    needs: ClassVar[tuple[str, ...]] = ("cross", "self")
     query_aware = True
 
     def __post_init__(self) -> None:

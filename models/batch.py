@@ -14,6 +14,7 @@ from torch import Tensor
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families import CapturedImage
 from vtprune.models.record import SampleRecord
+from vtprune.models.signals import Heard
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Batch:
     plans: list[tuple[int, ...]] | None = None
     slots: Slots | None = None
     layers: dict[int, Slots] = field(default_factory=dict)
-    tapped: tuple[Tensor, Tensor, float] | None = None
+    tapped: Heard | None = None
     step_positions: Tensor | None = None
     embeddings: Tensor | None = None  # what entered layer 0, if a method asks for it
     prefilling: bool = True

@@ -16,18 +16,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
-
 from vtprune.methods.base import PruningMethod
-from vtprune.models import refuse
+from vtprune.models import refuse, signals
 from vtprune.models.batch import by_name
 from vtprune.models.encoder_merge import EncoderMerging
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families import CapturedImage, Family
-from vtprune.models.families.base import VisionCapture
 from vtprune.models.input_stage import InputStage
 from vtprune.models.shadow import shadowed
-from vtprune.models.signals import AttentionTap
 
 # The table of attention kernels belongs to the whole process: one encoder is heard at a time.
 _HEARING = threading.RLock()
@@ -144,7 +140,7 @@ class Encoding:
     def _encode(
         self, modality: str, inner: Any, args: tuple, kwargs: dict[str, Any], named: dict[str, Any]
     ) -> Any:
-        capture, merging = VisionCapture(), self._merging()
+        capture, merging = signals.VisionCapture(asked=self.needs), self._merging()
         output = self._heard(capture, merging, inner, args, kwargs)
         if merging is not None:
             capture.merge_slots = merging.slots
@@ -165,49 +161,26 @@ class Encoding:
         return output
 
     def _merging(self) -> EncoderMerging | None:
-        part = self.method.part("encoder")
+        part: Any = self.method.part("encoder")
         if part is None or self.method.ratio == 0:
             return None
         return EncoderMerging(self.family, part)
 
     def _heard(
         self,
-        capture: VisionCapture,
+        capture: signals.VisionCapture,
         merging: EncoderMerging | None,
         inner: Any,
         args: tuple,
         kwargs: dict[str, Any],
     ) -> Any:
         """The call's output; ``capture`` then holds what the signals read."""
-        taps = self.family.vision_taps(self.needs)
-        listeners = {
-            module: functools.partial(_remember_attention, capture, name)
-            for name, module in taps.items()
-        }
+        heard = signals.taps(self.family, self.needs)
         with contextlib.ExitStack() as stack:
             if merging is not None:
                 stack.enter_context(merging.active())
-            if taps:
-                kernels = {m.config._attn_implementation for m in taps.values()}
-                stack.enter_context(AttentionTap(listeners, kernels))
-            if self.needs:
-                hook = functools.partial(_remember_projection, capture)
-                stack.callback(self.family.projector().register_forward_hook(hook).remove)
+            stack.enter_context(signals.listening(heard, capture))
             shared = self.shared()
             if shared is None or merging is not None:
                 return inner(*args, **kwargs)
-            seen = frozenset(taps) | ({"projection"} if self.needs else frozenset())
-            return shared.encode(inner, args, kwargs, capture, seen)
-
-
-def _remember_attention(
-    capture: VisionCapture, name: str, q: Tensor, k: Tensor, scaling: float
-) -> None:
-    capture.attention.setdefault(name, []).append((q, k, scaling))
-
-
-def _remember_projection(
-    capture: VisionCapture, module: nn.Module, args: tuple, output: Tensor
-) -> None:
-    capture.projector_input = args[0]
-    capture.projector_output = output
+            return shared.encode(inner, args, kwargs, capture, frozenset(heard))

@@ -19,7 +19,7 @@ from vtprune.methods import EncoderMethod
 from vtprune.methods.ops import Merged
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families import Family
-from vtprune.models.signals import AttentionTap
+from vtprune.models.signals import AttentionTap, Heard
 
 
 class EncoderMerging:
@@ -41,7 +41,7 @@ class EncoderMerging:
             )
         self.slots: Tensor | None = None
         self._states: list[Merged] = []
-        self._keys: Tensor | None = None
+        self._keys = torch.empty(0)  # of the layer before, head mean
         self.plan: list[int] = []
         self._patches = 0
 
@@ -60,8 +60,8 @@ class EncoderMerging:
             stack.callback(self.projector.register_forward_hook(self._put_back).remove)
             yield
 
-    def _hear(self, q: Tensor, k: Tensor, scaling: float) -> None:
-        self._keys = k.float().mean(1)
+    def _hear(self, heard: Heard) -> None:
+        self._keys = heard.k.float().mean(1)
 
     def _before(self, number: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]

@@ -17,7 +17,6 @@ import torch
 
 from vtprune.methods.base import InputMethod, MethodError, TokenLayout
 from vtprune.models.families import Family
-from vtprune.models.families.base import VisionCapture
 from vtprune.models.record import Unreduced
 
 Grids = tuple[tuple[int, int, int], ...]
@@ -111,7 +110,7 @@ class InputStage:
             arguments = {"image_sizes": torch.tensor([[height, width]])}
             crop = self.vision.image_size // self.vision.patch_size
             features = [torch.empty(crop**2, 1)]
-        return self.family.images("image", arguments, features, VisionCapture())[0].layout
+        return self.family.pictures("image", arguments, features)[0].layout
 
     def _picture(
         self, picture: Any, processor: Any

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from vtprune.methods.base import PruningMethod
+from vtprune.models import signals
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families import Family
 from vtprune.models.text_tower import TextTower
 
-#: signals of an encoder with a CLS token
-CLS_SIGNALS = frozenset({"cls_attention", "last_attention", "last_keys"})
+#: where the signals of a part come from, by where it acts
+_SIDES: dict[str, signals.Side] = {
+    "picture": "encoder", "encoder": "encoder", "tokens": "encoder", "layers": "language",
+    "nowhere": "encoder",
+}  # fmt: skip
 
 
 def unprepared(method: PruningMethod) -> PruningUnsupported:
@@ -32,37 +36,41 @@ def model_and_method(family: Family, method: PruningMethod, tower: TextTower | N
     config = family.language_model.config
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise PruningUnsupported("text models with sliding-window attention cannot be pruned")
-    if frozenset(method.needs) & {"cls_attention", "last_attention"} and not family.has_cls:
+    read = [(part, text) for part in method.chain if part.ratio > 0 for text in part.needs]
+    asked = [(part, signals.asked(text, _SIDES[part.place])) for part, text in read]
+    if any(one.signal.cls for _, one in asked) and not family.has_cls:
         instead = ", ".join(f"{k}={v}" for k, v in method.without_cls.items())
         hint = f"; use {instead} instead" if instead else ""
         raise PruningUnsupported(
             f"{method.name} reads the CLS token, which the vision tower of "
             f"{family.model.config.model_type} does not have{hint}"
         )
-    for part in method.chain:
-        if part.place in ("tokens", "encoder") and part.ratio > 0:
-            _signals(family, method, part, tower)
+    for part, one in asked:
+        if one.signal.side == "encoder":
+            _encoder_signal(family, method, part, one, tower)
     if method.positions == "compact" and not family.scalar_positions:
         raise PruningUnsupported(
             f"{method.name}: positions=compact is not defined for m-rope; use original"
         )
 
 
-def _signals(
-    family: Family, method: PruningMethod, part: PruningMethod, tower: TextTower | None
+def _encoder_signal(
+    family: Family,
+    method: PruningMethod,
+    part: PruningMethod,
+    one: signals.Asked,
+    tower: TextTower | None,
 ) -> None:
     """Check that the family offers what a part before the language model reads."""
-    wanted = frozenset(part.needs)
-    if "clip_similarity" in wanted:
+    if one.signal.hears == "question":
         _text_tower(family, part, tower)
-        wanted -= {"clip_similarity"}
-    cls = CLS_SIGNALS if family.has_cls else frozenset()
-    for signal in sorted(wanted - family.offers - cls - {"fg_mask"}):
-        hint = _instead(part, signal) or _instead(method, signal)
+    elif one.signal.name not in family.offers:
+        hint = _instead(part, one.text) or _instead(method, one.text)
         raise PruningUnsupported(
-            f"{part.name} needs the signal '{signal}', which the family "
+            f"{part.name} needs the signal '{one.text}', which the family "
             f"{family.model.config.model_type} does not offer{hint}"
         )
+    signals.tap_of(family, one)  # the layer exists
 
 
 def _instead(part: PruningMethod, signal: str) -> str:

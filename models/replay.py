@@ -14,7 +14,7 @@ from torch import Tensor
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families import Family
 from vtprune.models.packing import attention_mask
-from vtprune.models.signals import AttentionTap, head_max_columns
+from vtprune.models.signals import AttentionTap, Heard, head_max_columns
 
 
 class _Reached(Exception):
@@ -58,10 +58,10 @@ class LayerReplay:
             visual rows alive.
         """
         layer = self.family.layers[self._layer]
-        heard: list[tuple[Tensor, Tensor, float]] = []
+        heard: list[Heard] = []
         valid = torch.ones_like(self._visual)
         kernel, n = self.family.kernel, len(valid)
-        listener = {layer.self_attn: lambda q, k, s: heard.append((q, k, s))}
+        listener = {layer.self_attn: heard.append}
         with AttentionTap(listener, {kernel}):
             out = layer(
                 self._hidden,
@@ -73,7 +73,7 @@ class LayerReplay:
             )
         self._hidden = out[0] if isinstance(out, tuple) else out
         self._layer += 1
-        q, k, scaling = heard[0]
+        q, k, _, scaling = heard[0]
         mine = torch.nonzero(self._visual).squeeze(1)
         text = torch.nonzero(~self._visual).squeeze(1)
         text = text[text > mine[0]]

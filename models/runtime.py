@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.methods.base import ImageTokens, LayerSignals, PruningMethod, Selection
-from vtprune.models import refuse
+from vtprune.models import refuse, signals
 from vtprune.models.annotation import token_coverage
 from vtprune.models.batch import (
     Batch,
@@ -46,7 +46,7 @@ from vtprune.models.layer_signals import RowReading
 from vtprune.models.packing import attention_mask, gather_rows, pack_left
 from vtprune.models.record import SampleRecord, Unreduced
 from vtprune.models.run import PruningRun
-from vtprune.models.signals import AttentionTap
+from vtprune.models.signals import AttentionTap, Heard
 from vtprune.models.text_tower import TextTower, question_of
 
 # Contexts open per model, innermost last: only that one acts, the others wait.
@@ -114,7 +114,7 @@ class Runtime:
         return not stack or stack[-1] is not self
 
     def _language_tap(self) -> contextlib.AbstractContextManager:
-        if not self.layer_needs:
+        if "attention" not in signals.sources(self.layer_needs, "language"):
             return contextlib.nullcontext()
         listeners = {
             layer.self_attn: functools.partial(self._hear_layer, number)
@@ -272,7 +272,7 @@ class Runtime:
 
     def _start_slots(self, embeds: Tensor) -> None:
         batch = self.batch
-        if self.layer_needs & {"image_embeddings", "text_embeddings"}:
+        if "entry" in signals.sources(self.layer_needs, "language"):
             batch.embeddings = embeds
         columns = torch.arange(batch.entry_valid.shape[1], device=batch.entry_valid.device)
         batch.slots = Slots(
@@ -334,7 +334,7 @@ class Runtime:
                     key,
                     once(self._signals(row, number, image, question)),
                     image.pack,
-                    self.family.project,
+                    image.project,
                 )
                 picked = self.method.keep(tokens)
                 alive[offset + picked.indices] = True
@@ -441,12 +441,12 @@ class Runtime:
         plans = self.batch.plans
         return plans is not None and layer > 0 and any(p[layer] < p[layer - 1] for p in plans)
 
-    def _hear_layer(self, number: int, q: Tensor, k: Tensor, scaling: float) -> None:
+    def _hear_layer(self, number: int, heard: Heard) -> None:
         batch = self.batch
         if self._waiting or batch is None or not batch.prefilling or batch.repeats:
             return
         if number + 1 < len(self.family.layers) and self._due(number + 1):
-            batch.tapped = (q, k, scaling)
+            batch.tapped = heard
 
     def _before_layer(
         self, number: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]
@@ -592,7 +592,7 @@ class Runtime:
             hidden=hidden[row],
             valid=slots.valid[row],
             mine=mine,
-            tapped=None if tapped is None else (tapped[0][row], tapped[1][row], tapped[2]),
+            tapped=None if tapped is None else tapped.row(row),
             rotation=tuple(r.expand(len(hidden), -1, -1)[row] for r in rotation),
             positions=positions[slots.entry[row]],
             embeddings=None if batch.embeddings is None else batch.embeddings[row],

@@ -91,10 +91,11 @@ def load(path: str | Path, device: str = "cpu") -> TextTower:
         kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
         if kind != "clip":
             raise ValueError(f"it is a {kind}, not a CLIP model")
-        model, info = CLIPModel.from_pretrained(
+        loaded: Any = CLIPModel.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, local_files_only=True,
             output_loading_info=True,
         )  # fmt: skip
+        model, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))

@@ -9,7 +9,7 @@ import torch
 
 from tests import tiny
 from vtprune import methods
-from vtprune.models import prune
+from vtprune.models import prune, signals
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families import family_of
 from vtprune.models.families.base import VisionCapture
@@ -322,9 +322,9 @@ def test_the_cls_row_is_that_of_the_layer_the_features_come_from(family):
 def test_received_attention_is_the_mean_over_heads_and_queries(family):
     eager, one = tiny.model(family, "eager"), tiny.prompt(family, 0)
     adapter, maps = family_of(eager), []
-    tap = adapter.vision_taps(frozenset({"received_attention"}))["features"]
+    (tap,) = signals.taps(adapter, ["received_attention"]).values()
     with torch.no_grad(), AttentionTap(
-        {tap: lambda q, k, s: maps.append((q @ k.mT * s).softmax(-1).mean((1, 2)))}, {"eager"}
+        {tap: lambda h: maps.append((h.q @ h.k.mT * h.scaling).softmax(-1).mean((1, 2)))}, {"eager"}
     ):
         eager.model.get_image_features(**tiny.encoder_feed(family, one.pixels, one.sizes))
     received = torch.cat(maps)

@@ -42,9 +42,10 @@ def imports(name: str, text: str | None = None) -> dict[str, list[str]]:
     """Modules of ours that a module imports, anywhere in it, with the names taken from each."""
     tree = ast.parse(FILES[name].read_text(encoding="utf-8") if text is None else text)
     found: dict[str, list[str]] = {}
-    for node in ast.walk(tree):
+    for node in ast.walk(tree):  # before the search, which queues a body ahead of its `if`
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             node.body = []
+    for node in ast.walk(tree):
         if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "vtprune":
             continue
         base = (node.module or "").removeprefix("vtprune").lstrip(".")

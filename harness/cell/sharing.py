@@ -34,6 +34,7 @@ class _Entry:
     projector_input: Tensor | None
     projector_output: Tensor | None
     attention: dict[str, Any]
+    states: dict[str, Any]
 
 
 @dataclass
@@ -62,7 +63,7 @@ class VisionCache:
         Args:
             inner: the encoder; run within the hooks that fill ``capture``.
             args, kwargs: of the call.
-            capture: a ``models.families.base.VisionCapture``, empty.
+            capture: a ``models.signals.VisionCapture``, empty.
             needs: what the hooks are there to see.
         """
         name = _digest((args, kwargs))
@@ -84,9 +85,11 @@ class VisionCache:
             _copy(capture.projector_input),
             _copy(capture.projector_output),
             _copy(dict(capture.attention)),
+            _copy(dict(capture.states)),
         )
         if old is not None:
             entry.attention = {**old.attention, **entry.attention}
+            entry.states = {**old.states, **entry.states}
             if entry.projector_input is None:
                 entry.projector_input = old.projector_input
                 entry.projector_output = old.projector_output
@@ -127,6 +130,7 @@ def _replay(entry: _Entry, capture: Any, device: torch.device) -> Any:
     capture.projector_input = _copy(entry.projector_input, device)
     capture.projector_output = _copy(entry.projector_output, device)
     capture.attention.update(_copy(entry.attention, device))
+    capture.states.update(_copy(entry.states, device))
     return _copy(entry.output, device)
 
 
@@ -139,6 +143,8 @@ def _copy(value: Any, device: torch.device | str = "cpu") -> Any:
     """A copy that shares no memory with the original, tensors on ``device``."""
     if _is_tensor(value):
         return value.detach().to(device, copy=True)
+    if hasattr(value, "_make"):  # a named tuple
+        return value._make(_copy(v, device) for v in value)
     if isinstance(value, (list, tuple)):
         return type(value)(_copy(v, device) for v in value)
     if hasattr(value, "to_tuple"):  # an output class of transformers

@@ -74,12 +74,11 @@ def layout(model: nn.Module, inputs: dict[str, Any]) -> TokenLayout:
     import torch
 
     from vtprune.models.families import family_of
-    from vtprune.models.families.base import VisionCapture
 
     vision = model.config.vision_config
     patches = (getattr(vision, "image_size", 0) // vision.patch_size) ** 2
     features = [torch.empty(patches, 1)]  # only counted, and only by LLaVA-1.5
-    return family_of(model).images("image", inputs, features, VisionCapture())[0].layout
+    return family_of(model).pictures("image", inputs, features)[0].layout
 
 
 @dataclass(frozen=True)

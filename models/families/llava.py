@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from vtprune.methods.base import TokenLayout
+from vtprune.methods import TokenLayout
 from vtprune.models.errors import PruningUnsupported
-from vtprune.models.families.base import (
-    CapturedImage,
-    Family,
-    VisionCapture,
-    grids_layout,
-    list_of_layers,
-)
-from vtprune.models.signals import cls_full_width, cls_rows, received_attention
+from vtprune.models.families.base import Family, Picture, grids_layout, joined, list_of_layers
+from vtprune.models.signals import Heard
+
+#: vision towers whose tokens are the patches of one square crop -> it has a CLS token in front
+TOWERS = {"clip_vision_model": True, "siglip_vision_model": False}
 
 
 class Llava(Family):
     """``LlavaForConditionalGeneration``."""
 
     model_types = ("llava",)
-    offers = Family.offers | {"merge_slots"}
+    hears = Family.hears | {"merging"}
+    projects_tokens = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        config: Any = model.config
+        tower = getattr(config.vision_config, "model_type", "")
+        if tower not in TOWERS:
+            raise PruningUnsupported(
+                f"the vision tower of this {config.model_type} is '{tower}', whose tokens are not "
+                f"one square crop's patches (supported: {', '.join(TOWERS)})"
+            )
+        if not isinstance(config.vision_feature_layer, int):
+            raise PruningUnsupported(
+                f"vision_feature_layer={list(config.vision_feature_layer)} joins several encoder "
+                "layers; pruning is defined for one, vision_feature_layer=-2 say"
+            )
+        if self.has_cls and not TOWERS[tower]:
+            raise PruningUnsupported(
+                f"vision_feature_select_strategy=default cuts the first token, which in '{tower}' "
+                "is a patch of the picture; pruning is defined for vision_feature_select_strategy="
+                "full there"
+            )
 
     def projector(self) -> nn.Module:
         return self.core.multi_modal_projector
@@ -33,72 +52,42 @@ class Llava(Family):
     def has_cls(self) -> bool:
         return self.model.config.vision_feature_select_strategy == "default"
 
-    def vision_layers(self) -> nn.ModuleList:
+    def vision_layers(self) -> Any:
         return list_of_layers(self.core.vision_tower)
-
-    def project(self, x: Tensor) -> Tensor:
-        """Encoder tokens ``[m, C]`` as the language model takes them, ``[m, d]``."""
-        projector = self.projector()
-        return projector(x.to(next(projector.parameters()).dtype))
 
     def feature_layer(self) -> int:
         """Number of the encoder layer whose output the projector reads."""
-        index = self.model.config.vision_feature_layer
-        if not isinstance(index, int):
-            index = index[-1]
         # hidden_states[0] are the embeddings, so entry i is the output of layer i - 1.
-        return index % (len(self.vision_layers()) + 1) - 1
+        depth = len(self.vision_layers())
+        return self.model.config.vision_feature_layer % (depth + 1) - 1
 
-    def vision_taps(self, needs: frozenset[str]) -> dict[str, nn.Module]:
-        layers, taps = self.vision_layers(), {}
-        if needs & {"cls_attention", "received_attention", "vision_keys"}:
-            taps["features"] = layers[self.feature_layer()].self_attn
-        if needs & {"last_attention", "last_keys"}:
-            taps["last"] = layers[-1].self_attn
-        return taps
+    def pictures(
+        self, modality: str, arguments: Mapping[str, Any], features: list[Tensor]
+    ) -> list[Picture]:
+        self.check_call(arguments)
+        return [Picture(_square(len(one)), slice(i, i + 1)) for i, one in enumerate(features)]
 
-    def images(
-        self,
-        modality: str,
-        arguments: Mapping[str, Any],
-        features: list[Tensor],
-        capture: VisionCapture,
-    ) -> list[CapturedImage]:
-        return [
-            CapturedImage(_square(len(one)), self.signals(capture, i, i + 1))
-            for i, one in enumerate(features)
-        ]
+    def check_call(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse a call that asks for other features than the config, which signals follow."""
+        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+            given, own = arguments.get(name), getattr(self.model.config, name)
+            if given is not None and given != own:
+                raise PruningUnsupported(
+                    f"{name}={given} in the call differs from {own} in the config; set it there"
+                )
 
-    def signals(
-        self, capture: VisionCapture, start: int, stop: int
-    ) -> dict[str, Callable[[], Tensor]]:
-        """Signals of crops ``start:stop`` of one encoder pass, per token ``[tiles, P, ...]``."""
-        found: dict[str, Callable[[], Tensor]] = {}
-        if capture.projector_input is not None:
-            found["vision_features"] = lambda: capture.projector_input[start:stop]
-            found["tile_features"] = lambda: capture.projector_output[start:stop]
-        if "features" in capture.attention:
-            q, k, scaling = _part(capture, "features", start, stop)
-            first = int(self.has_cls)
-            found["received_attention"] = lambda: received_attention(q, k, scaling)[:, first:]
-            found["vision_keys"] = lambda: k.mean(1)[:, first:]
-            if self.has_cls:
-                # The CLS column goes, nothing is rescaled; heads last.
-                found["cls_attention"] = lambda: cls_rows(q, k, scaling)[:, :, 1:].transpose(1, 2)
-        if capture.merge_slots is not None:
-            found["merge_slots"] = lambda: capture.merge_slots[start:stop]
-        if "last" in capture.attention and self.has_cls:
-            last_q, last_k, _ = _part(capture, "last", start, stop)
-            found["last_attention"] = lambda: cls_full_width(last_q, last_k)[:, 1:]
-            found["last_keys"] = lambda: last_k.transpose(1, 2).flatten(2)[:, 1:]
-        return found
+    def own(self, picture: Picture, source: str, values: list[Any]) -> list[Any]:
+        """Crops are the batch of the encoder."""
+        place = picture.place
+        if source == "attention":
+            return [Heard.entries(values[0], place.start, place.stop)]
+        return [values[0][place]]
 
-
-def _part(
-    capture: VisionCapture, tap: str, start: int, stop: int
-) -> tuple[Tensor, Tensor, float]:
-    q, k, scaling = capture.attention[tap][0]
-    return q[start:stop], k[start:stop], scaling
+    def per_token(self, picture: Picture, source: str, values: list[Tensor]) -> Tensor:
+        whole = joined(values)
+        if source in ("attention", "states") and self.has_cls:
+            whole = whole[:, 1:]
+        return whole if picture.pool is None else picture.pool(whole)
 
 
 def _square(n_tokens: int) -> TokenLayout:

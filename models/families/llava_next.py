@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vtprune.methods.base import TokenLayout
-from vtprune.models.families.base import CapturedImage, VisionCapture
+from vtprune.methods import TokenLayout
+from vtprune.models.families.base import Picture
 from vtprune.models.families.llava import Llava
 
 
@@ -18,28 +18,22 @@ class LlavaNext(Llava):
 
     model_types = ("llava_next",)
 
-    def images(
-        self,
-        modality: str,
-        arguments: Mapping[str, Any],
-        features: list[Tensor],
-        capture: VisionCapture,
-    ) -> list[CapturedImage]:
+    def pictures(
+        self, modality: str, arguments: Mapping[str, Any], features: list[Tensor]
+    ) -> list[Picture]:
+        self.check_call(arguments)
         found, start = [], 0
-        for size in arguments["image_sizes"]:
-            tile_grid = self.tile_grid(size)
-            layout = self._packed_layout(size, tile_grid)
-            stop = start + layout.n_tiles
-            found.append(CapturedImage(layout, self.signals(capture, start, stop)))
-            start = stop
+        for size in sizes_of(arguments):
+            layout = self._packed_layout(size, self.tile_grid(size))
+            found.append(Picture(layout, slice(start, start + layout.n_tiles)))
+            start += layout.n_tiles
         return found
 
-    def tile_grid(self, size: Any) -> tuple[int, int]:
+    def tile_grid(self, size: Sequence[int]) -> tuple[int, int]:
         """(rows, cols) of the mosaic that the library chooses for an image of (height, width)."""
         from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
         config = self.model.config
-        size = torch.as_tensor(size).cpu()
         grid = get_anyres_image_grid_shape(
             size, config.image_grid_pinpoints, config.vision_config.image_size
         )
@@ -56,16 +50,21 @@ class LlavaNext(Llava):
         tile = torch.arange(n_tiles)[:, None].expand(n_tiles, patches)
         return torch.stack([tile, torch.arange(patches).expand(n_tiles, patches)], dim=-1)
 
-    def _packed_layout(self, size: Any, tile_grid: tuple[int, int]) -> TokenLayout:
+    def _packed_layout(self, size: Sequence[int], tile_grid: tuple[int, int]) -> TokenLayout:
         # Marks go through the library's own packing, so that its rounding is ours.
         packed, _ = self.core.pack_image_features(
             [self.marks(1 + tile_grid[0] * tile_grid[1])],
-            [torch.as_tensor(size).cpu()],
+            [size],
             vision_feature_select_strategy=self.model.config.vision_feature_select_strategy,
             image_newline=torch.tensor([-1, -1]),
         )
         tile, patch = packed[0].unbind(-1)
         return anyres_layout(tile, patch, self.side(), tile_grid)
+
+
+def sizes_of(arguments: Mapping[str, Any]) -> list[list[int]]:
+    """(height, width) of the pictures of a call; they leave the device once, all together."""
+    return torch.as_tensor(arguments["image_sizes"]).tolist()
 
 
 def anyres_layout(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,94 +10,90 @@ from torch import Tensor, nn
 
 from vtprune.models.families.base import (
     IMAGE_AND_VIDEO,
-    CapturedImage,
     Family,
-    VisionCapture,
+    Picture,
     grids_layout,
+    joined,
     list_of_layers,
 )
-from vtprune.models.signals import received_attention
 
 
 class Qwen2VL(Family):
-    """``Qwen2VLForConditionalGeneration``: a token stands for ``merge x merge`` patches."""
+    """``Qwen2VLForConditionalGeneration``: a token stands for ``merge x merge`` patches.
+
+    Patches of one call stand in one sequence, those of a token next to each other, and attend to
+    each other within a segment: a frame, or a window of it.
+    """
 
     model_types = ("qwen2_vl",)
     scalar_positions = False
     encoders = IMAGE_AND_VIDEO
-    has_cls = False
+
+    @property
+    def has_cls(self) -> bool:
+        return False
+
+    @property
+    def merged(self) -> int:
+        """Patches behind one token."""
+        return self.model.config.vision_config.spatial_merge_size ** 2
 
     def projector(self) -> nn.Module:
         return self.core.visual.merger
 
-    def vision_layers(self) -> nn.ModuleList:
+    def vision_layers(self) -> Any:
         return list_of_layers(self.core.visual)
 
-    def scored_block(self) -> int:
-        """Encoder block whose attention the signals read: the last that sees a whole frame."""
-        return len(self.vision_layers()) - 1
+    def vision_attention(self, layer: nn.Module) -> nn.Module:
+        return layer.get_submodule("attn")
 
-    def vision_taps(self, needs: frozenset[str]) -> dict[str, nn.Module]:
-        if not needs & {"received_attention", "vision_keys"}:
-            return {}
-        return {"features": self.vision_layers()[self.scored_block()].attn}
+    def feature_layer(self) -> int:
+        """The last encoder layer that sees a whole frame."""
+        return len(self.vision_layers()) - 1
 
     def window_order(self, grids: Tensor) -> Tensor | None:
         """Merged token computed at every place of the encoder's own order; None = raster order."""
         return None
 
-    def images(
-        self,
-        modality: str,
-        arguments: Mapping[str, Any],
-        features: list[Tensor],
-        capture: VisionCapture,
-    ) -> list[CapturedImage]:
-        grids = arguments[f"{modality}_grid_thw"]
+    def pictures(
+        self, modality: str, arguments: Mapping[str, Any], features: list[Tensor]
+    ) -> list[Picture]:
+        grids = torch.as_tensor(arguments[f"{modality}_grid_thw"]).cpu()
         merge = self.model.config.vision_config.spatial_merge_size
         order = self.window_order(grids)
+        kind = "image" if modality == "image" else "frame"
         found, start = [], 0
-        for frames, height, width in torch.as_tensor(grids).tolist():
-            kind = "image" if modality == "image" else "frame"
+        for frames, height, width in grids.tolist():
             layout = grids_layout(kind, frames, height // merge, width // merge)
             place = slice(start, start + len(layout))
-            own = features[len(found)]
-            found.append(CapturedImage(layout, self._signals(capture, place, order, own, layout)))
-            start += len(layout)
+            own = None if order is None else order[place] - start
+            found.append(Picture(layout, place, own))
+            start = place.stop
         return found
 
-    def _signals(
-        self, capture: VisionCapture, place: slice, order: Tensor | None, own: Tensor, layout: Any
-    ) -> dict[str, Callable[[], Tensor]]:
-        """Per merged token ``[frames, P, ...]``: the mean over its patches, in raster order."""
-        merge = self.model.config.vision_config.spatial_merge_size ** 2
-        shape = (layout.n_tiles, layout.patch_grid[0] * layout.patch_grid[1])
+    def own(self, picture: Picture, source: str, values: list[Any]) -> list[Any]:
+        """Segments, or positions of the one sequence; no segment reaches over two pictures."""
+        if source == "projector_out":
+            return [values[0][picture.place][None]]
+        start, stop = picture.place.start * self.merged, picture.place.stop * self.merged
+        if source != "attention":
+            return [values[0][start:stop][None]]
+        mine, begin = [], 0
+        for heard in values:
+            end = begin + heard.q.shape[2]
+            if start <= begin and end <= stop:
+                mine.append(heard)
+            begin = end
+        return mine
 
-        def merged(patches: Tensor) -> Tensor:
-            tokens = patches.reshape(-1, merge, *patches.shape[1:]).mean(1)
-            if order is not None:
-                tokens = tokens[torch.argsort(order.to(tokens.device))]
-            return tokens[place].unflatten(0, shape)
-
-        def received() -> Tensor:
-            calls = [
-                received_attention(q, k, scaling)[0]
-                for q, k, scaling in capture.attention["features"]
-            ]
-            return merged(torch.cat(calls))
-
-        def keys() -> Tensor:
-            # Rotated, as the attention compares them; mean over heads and patches.
-            calls = [k[0].mean(0) for _, k, _ in capture.attention["features"]]
-            return merged(torch.cat(calls))
-
-        found: dict[str, Callable[[], Tensor]] = {"tile_features": lambda: own.unflatten(0, shape)}
-        if capture.projector_input is not None:
-            found["vision_features"] = lambda: merged(capture.projector_input)
-        if "features" in capture.attention:
-            found["received_attention"] = received
-            found["vision_keys"] = keys
-        return found
+    def per_token(self, picture: Picture, source: str, values: list[Tensor]) -> Tensor:
+        tokens = joined(values, dim=1)[0]
+        if source != "projector_out":
+            tokens = tokens.unflatten(0, (-1, self.merged)).mean(1)
+        if picture.order is not None:
+            tokens = tokens[torch.argsort(picture.order).to(tokens.device)]
+        rows, cols = picture.layout.patch_grid
+        return tokens.unflatten(0, (picture.layout.n_tiles, rows * cols))
 
 
 class Qwen25VL(Qwen2VL):
@@ -105,11 +101,11 @@ class Qwen25VL(Qwen2VL):
 
     model_types = ("qwen2_5_vl",)
 
-    def scored_block(self) -> int:
+    def feature_layer(self) -> int:
         return max(self.core.visual.fullatt_block_indexes)
 
     def window_order(self, grids: Tensor) -> Tensor | None:
-        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import get_vision_window_index
+        from transformers.vision_utils import get_vision_window_index
 
         vision = self.core.visual
         order, _ = get_vision_window_index(

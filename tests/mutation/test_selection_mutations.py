@@ -21,10 +21,11 @@ from tests.mutation.tools import Defects, assert_noticed
 from tests.selection_tools import check
 from tests.test_text_tower import save_clip
 from vtprune.methods import LayerMethod, Selection, TokenLayout, TokenMethod, View
-from vtprune.models import layer_signals, runtime
+from vtprune.models import runtime
 from vtprune.models.encoder_merge import EncoderMerging
 from vtprune.models.families import llava, llava_next, qwen2_vl
 from vtprune.models.layer_signals import RowReading
+from vtprune.models.signals import encoder_recipes, hearing, language_recipes
 
 Defect = Callable[[Defects], None]
 
@@ -40,7 +41,7 @@ def passing(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def wrong_head_group(put: Defects) -> None:
     """Query heads meet the keys of another group."""
     put.swap(
-        layer_signals,
+        language_recipes,
         "row_attention",
         lambda inner: lambda q, *rest: inner(q.reshape(2, -1, q.shape[-1]).transpose(0, 1).reshape(
             q.shape), *rest),
@@ -48,16 +49,16 @@ def wrong_head_group(put: Defects) -> None:
 
 
 def wrong_head_group_of_text_rows(put: Defects) -> None:
-    put.swap(layer_signals, "rows_attention", lambda inner: lambda q, *rest: inner(
+    put.swap(language_recipes, "rows_attention", lambda inner: lambda q, *rest: inner(
         q.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1), *rest))  # fmt: skip
 
 
 def heads_not_maximised(put: Defects) -> None:
     def mean(q, k, scaling, visible, rows, columns):
-        full = layer_signals.rows_attention(q, k, scaling, visible, rows)
+        full = language_recipes.rows_attention(q, k, scaling, visible, rows)
         return full.mean(0)[:, columns].sum(0)
 
-    put.swap(layer_signals, "head_max_columns", lambda inner: mean)
+    put.swap(language_recipes, "head_max_columns", lambda inner: mean)
 
 
 def no_layer_norm_in_front(put: Defects) -> None:
@@ -72,25 +73,25 @@ def no_layer_norm_in_front(put: Defects) -> None:
 
         return next_row
 
-    put.swap(RowReading, "_next_row", bare)
+    put.recipe("language", "next_row", bare)
 
 
 def states_not_normed(put: Defects) -> None:
-    put.swap(RowReading, "_normed", lambda inner: RowReading._hidden)
+    put.recipe("language", "normed", lambda inner: lambda row: row.hidden[row.mine])
 
 
 def text_states_not_normed(put: Defects) -> None:
-    put.swap(RowReading, "_text_normed", lambda inner: lambda self: self.hidden[self.text])
+    put.recipe("language", "text_normed", lambda inner: lambda row: row.hidden[row.text])
 
 
 def keys_of_the_first_tokens(put: Defects) -> None:
-    put.swap(RowReading, "_keys", passing(lambda keys: keys.flip(0)))
+    put.recipe("language", "keys", passing(lambda keys: keys.flip(0)))
 
 
 def distances_without_gaps(put: Defects) -> None:
-    put.swap(
-        RowReading,
-        "_text_distance",
+    put.recipe(
+        "language",
+        "text_distance",
         lambda inner: lambda self: inner(self) - inner(self).min(dim=0).values + 1,
     )
 
@@ -120,36 +121,22 @@ def merged_states_reversed(put: Defects) -> None:
 
 
 def prumerge_reads_another_layer(put: Defects) -> None:
-    def other(inner):
-        def taps(self, needs):
-            found = inner(self, needs)
-            return {**found, "last": self.vision_layers()[0].self_attn}
+    def first(inner):
+        return lambda family, one: inner(family, dataclasses.replace(one, layer=0))
 
-        return taps
-
-    put.swap(llava.Llava, "vision_taps", other)
+    put.swap(hearing, "tap_of", first)
 
 
 def heads_unjoined(put: Defects) -> None:
     put.swap(
-        llava,
+        encoder_recipes,
         "cls_full_width",
-        lambda inner: lambda q, k: llava.cls_rows(q, k, q.shape[-1] ** -0.5).mean(1),
+        lambda inner: lambda q, k: encoder_recipes.cls_rows(q, k, q.shape[-1] ** -0.5).mean(1),
     )
 
 
 def queries_for_keys(put: Defects) -> None:
-    def other(inner):
-        def signals(self, capture, start, stop):
-            found = inner(self, capture, start, stop)
-            if "features" in capture.attention:
-                q = capture.attention["features"][0][0][start:stop]
-                found["vision_keys"] = lambda: q.mean(1)[:, int(self.has_cls) :]
-            return found
-
-        return signals
-
-    put.swap(llava.Llava, "signals", other)
+    put.recipe("encoder", "vision_keys", lambda inner: lambda heard: heard.q.mean(1))
 
 
 def one_layer_early(put: Defects) -> None:
@@ -158,11 +145,11 @@ def one_layer_early(put: Defects) -> None:
 
 def cls_column_kept(put: Defects) -> None:
     """Every patch reads its neighbour's attention."""
-    put.swap(llava, "cls_rows", passing(lambda rows: rows.roll(1, dims=-1)))
+    put.swap(encoder_recipes, "cls_rows", passing(lambda rows: rows.roll(1, dims=-1)))
 
 
 def attention_given_for_received(put: Defects) -> None:
-    put.swap(llava, "received_attention", lambda inner: lambda q, k, s: inner(k, q, s))
+    put.swap(encoder_recipes, "received_attention", lambda inner: lambda q, k, s: inner(k, q, s))
 
 
 def window_order_left(put: Defects) -> None:
@@ -170,31 +157,11 @@ def window_order_left(put: Defects) -> None:
 
 
 def last_crop_only(put: Defects) -> None:
-    def one(inner):
-        def signals(self, capture, start, stop):
-            found = inner(self, capture, start, stop)
-            return {
-                name: lambda read=read: (x := read())[-1:].expand_as(x)
-                for name, read in found.items()
-            }
-
-        return signals
-
-    put.swap(llava.Llava, "signals", one)
+    put.swap(llava.Llava, "per_token", passing(lambda x: x[-1:].expand_as(x)))
 
 
 def crops_in_another_order(put: Defects) -> None:
-    def reversed_(inner):
-        def signals(self, capture, start, stop):
-            found = inner(self, capture, start, stop)
-            return {
-                name: lambda read=read: torch.cat([(x := read())[:1], x[1:].flip(0)])
-                for name, read in found.items()
-            }
-
-        return signals
-
-    put.swap(llava.Llava, "signals", reversed_)
+    put.swap(llava.Llava, "per_token", passing(lambda x: torch.cat([x[:1], x[1:].flip(0)])))
 
 
 def tokens_marked_with_other_crops(put: Defects) -> None:
@@ -264,7 +231,10 @@ def names_of_rows_left_out(put: Defects) -> None:
 
 
 def queries_merge_in_the_tower(put: Defects) -> None:
-    put.swap(EncoderMerging, "_hear", lambda inner: lambda self, q, k, s: inner(self, k, q, s))
+    def other(inner):
+        return lambda self, heard: inner(self, heard._replace(k=heard.q))
+
+    put.swap(EncoderMerging, "_hear", other)
 
 
 def sizes_forgotten_in_the_tower(put: Defects) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from vtprune.models.signals import registry
 
 #: what a check that found a defect raises; a method refuses broken picks itself
 RED = (AssertionError, ValueError, RuntimeError, IndexError)
@@ -17,6 +20,19 @@ class Defects:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.patch = patch
         self.calls: dict[str, int] = {}
+
+    def recipe(self, side: registry.Side, name: str, make: Callable[[Any], Any]) -> None:
+        """Put ``make(inner)`` in the place of a signal's recipe."""
+        signal, label = registry.available(side)[name], f"signal {name}"
+        made = make(signal.recipe)
+        self.calls[label] = 0
+
+        def counted(heard: Any) -> Any:
+            self.calls[label] += 1
+            return made(heard)
+
+        changed = dataclasses.replace(signal, recipe=counted)
+        self.patch.setitem(registry._SIGNALS, (side, name), changed)
 
     def swap(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         """Put ``make(inner)`` in the place of the function or method ``owner.name``."""

@@ -1,70 +1,9 @@
-"""Attention read-outs without materialised attention: a few query rows, recomputed.
-
-While a :class:`AttentionTap` is open, the function the library looks up for its attention kernel is
-wrapped. The wrapper remembers queries and keys (after rotary embedding) of the registered modules
-and calls the kernel as before, so SDPA and flash attention stay in use everywhere.
-"""
+"""Attention read-outs: a few query rows or sums over them, recomputed from queries and keys."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from types import TracebackType
-from typing import Any
-
 import torch
-from torch import Tensor, nn
-
-Listener = Callable[[Tensor, Tensor, float], None]
-
-
-class AttentionTap:
-    """Context manager: call ``listeners[module](q, k, scaling)`` at each attention of a module.
-
-    ``q [B, H, n, dh]`` and ``k [B, H_kv, m, dh]`` are those the kernel gets. The lookup table entry
-    is put back on exit, also when taps are nested.
-    """
-
-    def __init__(self, listeners: dict[nn.Module, Listener], kernels: set[str]) -> None:
-        self._listeners = {id(module): listener for module, listener in listeners.items()}
-        self._kernels = kernels
-        self._previous: dict[str, Any] = {}
-
-    def __enter__(self) -> AttentionTap:
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as table
-
-        if self._listeners:
-            for kernel in self._kernels:
-                local = table._local_mapping
-                self._previous[kernel] = local.get(kernel)
-                table[kernel] = self._wrapper(kernel, table.get(kernel))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as table
-
-        for kernel, previous in self._previous.items():
-            if previous is None:
-                del table[kernel]
-            else:
-                table[kernel] = previous
-        self._previous = {}
-
-    def _wrapper(self, kernel: str, inner: Callable | None) -> Callable:
-        def attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kw: Any):
-            listener = self._listeners.get(id(module))
-            if listener is not None:
-                listener(q, k, kw.get("scaling") or q.shape[-1] ** -0.5)
-            # "eager" has no table entry: every modelling file brings its own function.
-            call = inner or sys.modules[type(module).__module__].eager_attention_forward
-            return call(module, q, k, v, *args, **kw)
-
-        return attention
+from torch import Tensor
 
 
 def row_attention(query: Tensor, keys: Tensor, scaling: float, visible: Tensor) -> Tensor:
