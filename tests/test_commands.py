@@ -93,6 +93,8 @@ def test_advice_is_what_can_be_typed_in_a_checkout(monkeypatch, tmp_path):
     assert places.command("sync") == "python scripts/wandb_sync.py"
     monkeypatch.chdir(tmp_path)
     assert places.typed("python scripts/tables.py") == f"python {ROOT}/scripts/tables.py"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/vtprune"])
+    assert places.typed("python scripts/tables.py") == "vtprune tables"
 
 
 def test_advice_is_what_can_be_typed_with_an_installed_package(installed):

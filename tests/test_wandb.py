@@ -167,7 +167,7 @@ def test_a_wrong_mode_is_refused_before_anything_runs(tmp_path, capsys):
 
 def made(monkeypatch, *benches, ratios=(), tables=()):
     """The dashboard as plain data, made without a server."""
-    pytest.importorskip("wandb_workspaces", reason="pip install -e '.[wandb]'")
+    pytest.importorskip("wandb_workspaces", reason="pip install wandb-workspaces")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     from vtprune.harness.reporting.tracker import dashboard
 
@@ -241,7 +241,7 @@ def test_runs_hold_what_the_panels_show_and_no_other_benchmark(results, monkeypa
 
 
 def test_the_dashboard_is_saved_to_a_server_with_a_run_set_per_benchmark(results):
-    pytest.importorskip("wandb_workspaces", reason="pip install -e '.[wandb]'")
+    pytest.importorskip("wandb_workspaces", reason="pip install wandb-workspaces")
     server = wandb_tools.FakeServer()
     try:
         key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}

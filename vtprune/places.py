@@ -39,9 +39,9 @@ def command(name: str = "run") -> str:
     """What a user types here for a command: ``python scripts/tables.py`` or ``vtprune tables``.
 
     In a checkout its scripts, which need no installation; from another folder with their whole
-    path. An installed package has the command ``vtprune``.
+    path. An installed package has the command ``vtprune``; who typed that is told the same.
     """
-    if CHECKOUT is None:
+    if CHECKOUT is None or Path(sys.argv[0]).name == "vtprune":
         return "vtprune" if name == "run" else f"vtprune {name}"
     file = Path("run.py") if name == "run" else Path("scripts") / f"{_SCRIPTS.get(name, name)}.py"
     return f"python {file if Path.cwd() == CHECKOUT else shlex.quote(str(CHECKOUT / file))}"
