@@ -11,7 +11,7 @@ from vtprune.harness.evaluation import agreement
 from vtprune.harness.evaluation.data import tables
 
 if importlib.util.find_spec("vlmeval") is None:
-    pytest.skip("ms-vlmeval is not installed: the set-up of the Makefile installs it", allow_module_level=True)
+    pytest.skip("ms-vlmeval is not installed: make demo installs it", allow_module_level=True)
 
 SHARED = [n for n in tools.BENCHES if set(agreement.ENGINES) <= set(tools.config(n)["engines"])]
 

@@ -25,7 +25,7 @@ from vtprune.harness.request.request import Bench, Data, Task
 
 # Not importorskip: that would import it without what the engine does around the import.
 if importlib.util.find_spec("vlmeval") is None:
-    pytest.skip("ms-vlmeval is not installed: the set-up of the Makefile installs it", allow_module_level=True)
+    pytest.skip("ms-vlmeval is not installed: make demo installs it", allow_module_level=True)
 
 ENGINE = "vlmevalkit"
 BENCHES = [name for name in tools.BENCHES if ENGINE in tools.config(name)["engines"]]
