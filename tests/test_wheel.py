@@ -142,7 +142,8 @@ def test_a_cell_and_its_table_from_an_empty_folder(call, tmp_path):
     (file,) = tmp_path.glob("results/runs/*/*/*/result.json")
     result = json.loads(file.read_text(encoding="utf-8"))
     assert result["n_samples"] == 2 and result["n_failed"] == 0
-    assert result["provenance"]["commit"] is None  # of no repository that happens to be around
+    origin = result["provenance"]  # not of a repository that happens to be around
+    assert origin["commit"] is None and origin["modified"] is None
     assert "gprune" in call("vtprune", "tables").stdout
     plan = call("vtprune", "tables", "table=mini_table1", "plan").stdout
     assert "vtprune -m experiment=mini_table1" in plan and "run.py" not in plan

@@ -30,10 +30,11 @@ def code_hash() -> str:
 
 def collect(device: str) -> dict[str, Any]:
     """Versions, commit, and the kind of machine."""
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "code": code_hash(),
         "commit": _git("rev-parse", "HEAD"),
-        "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "modified": None if changes is None else bool(changes),
         "python": platform.python_version(),
         "platform": platform.system() + "-" + platform.machine(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
