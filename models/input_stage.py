@@ -19,8 +19,6 @@ from vtprune.methods.base import InputMethod, MethodError, TokenLayout
 from vtprune.models.families import Family
 from vtprune.models.record import Unreduced
 
-Grids = tuple[tuple[int, int, int], ...]
-
 
 class InputStage:
     """One input method with one model.

@@ -66,11 +66,6 @@ def load(cfg: Mapping[str, Any]) -> VLM:
     return _CACHE[key]
 
 
-def unload() -> None:
-    """Forget the cached model."""
-    _CACHE.clear()
-
-
 def _device(asked: str) -> str:
     available = torch.cuda.is_available()
     if asked == "auto":

@@ -15,7 +15,7 @@ from vtprune.harness.cell.answerer import ModelAnswerer, chat_inputs
 from vtprune.harness.evaluation.engines.base import Question
 from vtprune.models import prune
 from vtprune.models.errors import ModelLoadError
-from vtprune.models.load import load, unload
+from vtprune.models.load import load
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +137,6 @@ def test_a_missing_cuda_device_is_said_and_not_replaced(checkpoint, monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelLoadError, match="model.device=cpu"):
         load({"path": checkpoint, "device": "cuda"})
-
-
-def test_unload_forgets(vlm, checkpoint):
-    unload()
-    assert load({"path": checkpoint, "device": "cpu", "threads": 1}) is not vlm
 
 
 def test_a_method_that_redecides_gets_the_whole_prompt_at_every_step(vlm):

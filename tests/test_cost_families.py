@@ -7,6 +7,7 @@ import torch
 
 from tests import tiny
 from tests.contract.test_contract import built
+from tests.counting import count_forward
 from vtprune import methods
 from vtprune.harness.cost import architecture_of, counter
 from vtprune.harness.cost.ledger import prefill
@@ -42,7 +43,7 @@ def _counted(monkeypatch, family: str, kernel: str, method: PruningMethod, **cha
         monkeypatch.setattr(cls, name, counted)
     feed = tiny.inputs(family, [tiny.prompt(family, 0)])
     with prune(model, method) as run:
-        stages = counter.count_forward(model, feed)
+        stages = count_forward(model, feed)
         record = run.take()[0]
     stages["projector"] -= again.macs
     # Signals are read, and tokens chosen, in hooks on the language model and its layers.

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.counting import count_forward
 from vtprune import methods
 from vtprune.harness.cost import architecture_of, counter, shapes
 from vtprune.harness.cost.ledger import prefill, prefill_full
@@ -96,7 +97,7 @@ def test_the_ledger_counts_the_shorter_tower_as_torch_does(monkeypatch, family, 
     method = methods.build("tome", **OPTIONS)
     feed = tiny.inputs(family, [tiny.prompt(family, 0)])
     with prune(model, method) as context:
-        stages = counter.count_forward(model, feed)
+        stages = count_forward(model, feed)
         record = context.take()[0]
     arch = architecture_of(model.config)
     cost, full = prefill(arch, record, method), prefill_full(arch, record)

@@ -45,7 +45,7 @@ def run(checkpoint, tmp_path, capsys, monkeypatch):
     loads = []
     real = loading._load
     monkeypatch.setattr(loading, "_load", lambda *a: loads.append(a) or real(*a))
-    loading.unload()
+    loading._CACHE.clear()
 
     def go(*arguments):
         common = [f"model.path={checkpoint}", f"paths.results={tmp_path}", "data.samples=4"]

@@ -29,12 +29,6 @@ GROUPS = {
     "value": "chart", "extreme": "chart", "ground": "background", "sky": "background",
     "half": "half", "count": "count", "missing": "missing", "choice": "choice",
 }  # fmt: skip
-FLOORS = {
-    "llava": {"reading": 85, "yes/no": 95, "attributes": 80, "chart": 93, "background": 95,
-              "choice": 70},
-    "llava-next": {"reading": 75, "yes/no": 87, "attributes": 72, "chart": 85,
-                   "background": 87, "choice": 62},
-}  # fmt: skip
 METHODS = ("random", "l2norm", "vispruner", "gprune", "fastv")
 
 

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ from vtprune.harness.request.check import RETRY
 from vtprune.harness.request.errors import HarnessError
 from vtprune.harness.store import provenance
 from vtprune.harness.store.cell import stands
+from vtprune.harness.sweep import local, slurm
 from vtprune.harness.sweep import plan as plans
-from vtprune.harness.sweep import slurm
 from vtprune.harness.sweep.outcomes import DONE, FAILED, Outcomes
 from vtprune.harness.sweep.status import short
 from vtprune.harness.sweep.worker import JOB_LOG, work
@@ -157,26 +156,20 @@ def _here(plan: plans.Plan, options: dict[str, Any]) -> None:
 
 
 def _joblib(plan: plans.Plan, options: dict[str, Any]) -> None:
-    """Threads that each watch a process: a process pool loses the others' work with one death."""
-    from joblib import Parallel, delayed
+    def run(jobs: local.Jobs, number: int) -> None:
+        _supervised(plan, number, jobs)
 
-    run = delayed(_supervised)
-    Parallel(n_jobs=options["n_jobs"], backend="threading")(
-        run(plan, job) for job in range(len(plan.jobs))
-    )
+    local.run_all(run, len(plan.jobs), local.at_once(options["n_jobs"]))
 
 
-def _supervised(plan: plans.Plan, job: int) -> None:
+def _supervised(plan: plans.Plan, job: int, jobs: local.Jobs) -> None:
     logs = plan.folder / "logs"
     logs.mkdir(exist_ok=True)
+    log = logs / f"job-{job}.log"
     command = places.module("harness.sweep.supervisor", str(plan.folder), str(job))
-    file = logs / f"job-{job}.log"
-    with file.open("a", encoding="utf-8") as log:
-        done = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, check=False,
-            env={**places.environment(), JOB_LOG: str(file)},
-        )  # fmt: skip
-    _give_up(plan, job, f"exit status {done.returncode}", str(file))
+    status = jobs.run(command, log)
+    if status is not None:
+        _give_up(plan, job, f"exit status {status}", str(log))
 
 
 class Job:

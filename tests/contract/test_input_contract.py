@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from tests import family_checkpoints, tiny
+from tests.counting import count_forward
 from vtprune import methods
 from vtprune.harness import cost
 from vtprune.harness.cell.answerer import chat_inputs
-from vtprune.harness.cost import counter, ledger
+from vtprune.harness.cost import ledger
 from vtprune.harness.evaluation.engines.base import Question
 from vtprune.models import prune
 from vtprune.models.errors import PruningUnsupported
@@ -167,13 +168,13 @@ def test_the_ledger_equals_the_counter_in_every_stage(input_method, family):
     with prune(one.model, method) as run:
         images, processor = run.reduce(pictures((0,)), one.processor)
         feed = chat_inputs(one, questions((0,)), images, None, processor)
-        counted, record = counter.count_forward(one.model, feed), run.take()[0]
+        counted, record = count_forward(one.model, feed), run.take()[0]
     arch = cost.architecture_of(one.model.config)
     made = ledger.prefill(arch, record, method).stages()
     assert made["selection"] == 0
     for stage, macs in counted.items():
         assert made[stage] == macs, f"{stage}: {made[stage]} counted {macs}"
-    whole = counter.count_forward(one.model, full)
+    whole = count_forward(one.model, full)
     assert ledger.prefill_full(arch, record).vision == whole["vision"] > made["vision"]
 
 

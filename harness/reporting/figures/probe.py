@@ -6,7 +6,6 @@ per image keeps them; drawing then needs no model.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,8 +91,3 @@ def store(file: Path, probe: Probe, question: str, image: PIL.Image.Image) -> Pa
 def _shown(size: Sequence[int], side: int = 336) -> tuple[int, int]:
     scale = side / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def option_names() -> set[str]:
-    """Options of G-Prune that a probe takes."""
-    return {f.name for f in dataclasses.fields(GPrune)}

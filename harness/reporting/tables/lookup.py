@@ -21,7 +21,6 @@ from vtprune.harness.reporting.tables.sweeps import Sweeps
 from vtprune.harness.request import checkpoint
 from vtprune.harness.request.identity import budget as cell_budget
 from vtprune.harness.request.identity import canonical_json, moved_from
-from vtprune.harness.request.known import entries
 from vtprune.harness.store import index
 from vtprune.harness.sweep import status
 from vtprune.models.describe import describe
@@ -251,8 +250,3 @@ def seconds(found: Iterable[Found]) -> dict[str, float]:
             per.setdefault(cell.wanted.bench, []).append(rate)
             per.setdefault("", []).append(rate)
     return {bench: sum(rates) / len(rates) for bench, rates in per.items()}
-
-
-def method_entry(name: str) -> Mapping[str, Any]:
-    """conf/method/<name>.yaml."""
-    return entries("method", name) or {}

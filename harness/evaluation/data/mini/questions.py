@@ -43,7 +43,6 @@ NUMBERS = tuple("0123456789")
 
 OPEN_STYLES = ("plain", "sw", "single", "vizwiz", "mmvet", "short")
 CHOICE_STYLES = ("choice", "mmbench", "mmbench_cn", "select")
-STYLES = (*OPEN_STYLES, "please", *CHOICE_STYLES)
 
 
 @dataclass(frozen=True)
