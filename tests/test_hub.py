@@ -9,7 +9,9 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import constants
 
+from tests import hub_tools
 from vtprune.harness.evaluation.data import redirect, source
 from vtprune.harness.request import checkpoint, hub
 from vtprune.harness.request.errors import ConfigError, HarnessError
@@ -37,7 +39,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch, tmp_path):
     made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=made.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{made.server_port}")
+    hub_tools.ask(monkeypatch, f"http://127.0.0.1:{made.server_port}")
     monkeypatch.setattr(Hub, "answers", {})
     yield Hub.answers
     made.shutdown()
@@ -46,13 +48,8 @@ def server(monkeypatch, tmp_path):
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch, tmp_path):
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
-        monkeypatch.setenv(name, "")  # not delenv: one of the tests sets it, and it must not stay
-    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    hub_tools.settle(monkeypatch, tmp_path, "http://127.0.0.1:9")
 
 
 def cached_dataset(home, commit, when=0.0):
@@ -84,12 +81,16 @@ def test_the_commit_of_a_data_set_is_asked_and_recorded(server, tmp_path):
     assert (made.revision, made.note) == (COMMIT, None)
 
 
-def test_without_a_network_the_cached_commit_is_used_and_said(tmp_path):
+def test_without_a_network_the_cached_commit_is_used_and_said(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     cached_dataset(tmp_path, "b" * 40, when=1000.0)
     cached_dataset(tmp_path, COMMIT, when=2000.0)
     made = source.prepare(Data("hub"), Bench("textvqa"), Task.of(ENGINE), tmp_path)
     assert made.revision == COMMIT, "the one prepared last, which the library will take as well"
     assert "hub not reachable" in made.note and hub.offline()
+    assert datasets.config.HF_HUB_OFFLINE, "a library that was imported before knows it, too"
 
 
 def test_a_commit_that_is_not_cached_is_not_replaced_by_another(tmp_path):
@@ -137,6 +138,26 @@ def test_an_unsupported_hub_model_is_refused_before_it_is_downloaded(server):
     server[f"/org/model/resolve/{COMMIT}/config.json"] = {"model_type": "bert"}
     with pytest.raises(ConfigError, match="unsupported architecture 'bert' in org/model"):
         checkpoint.find(Model(hub="org/model"))
+
+
+def test_the_users_token_goes_along_and_stays_away_where_that_is_said(server, monkeypatch):
+    seen = []
+    monkeypatch.setattr(hub, "_in_time", lambda request: seen.append(request) or {"sha": COMMIT})
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    hub.dataset_commit("org/data", None)
+    assert seen[0].get_header("Authorization") == "Bearer hf_of_a_test"
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    hub.dataset_commit("org/data", None)
+    assert seen[1].get_header("Authorization") is None
+
+
+def test_a_model_is_found_by_commit_branch_and_default(tmp_path):
+    folder = cached_model(tmp_path)
+    for revision in (None, "main", COMMIT):
+        assert hub.model_config("org/model", revision) == ({"model_type": "llava"}, COMMIT)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="not in the local cache"):
+        hub.model_config("org/model", None)
 
 
 def test_a_silent_server_costs_no_more_than_the_time_limit(monkeypatch):

@@ -10,7 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import constants
 
+from tests import hub_tools
 from tests.bench_tools import config as bench_config
 from vtprune.harness.cell import prepare as settings
 from vtprune.harness.evaluation import prefetch, prefetch_command
@@ -25,10 +27,8 @@ COMMIT = "c" * 40
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch, tmp_path):
     """An own cache, and a hub that does not answer."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE",
-                 "TRANSFORMERS_OFFLINE", "LMUData"):  # fmt: skip
-        monkeypatch.delenv(name, raising=False)
+    hub_tools.settle(monkeypatch, tmp_path / "hf")
+    monkeypatch.delenv("LMUData", raising=False)
 
     def unreachable(path, shown):
         raise hub.Unreachable("no answer")
@@ -133,7 +133,7 @@ def test_into_a_folder_only_the_configs_that_are_read_are_downloaded(tmp_path, m
 
 
 def test_offline_mode_is_no_time_to_fetch(monkeypatch, capsys):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert prefetch_command.main(["model=llava15_7b", "bench=gqa"]) == 1
     assert capsys.readouterr().err.startswith("error: offline mode is on")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -22,31 +23,32 @@ TIMEOUT_S = 2.5
 _FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
+def _constants() -> Any:
+    """What ``huggingface_hub`` has read from the environment: places, endpoint, offline mode."""
+    from huggingface_hub import constants  # 10 ms, but only where the hub is meant
+
+    return constants
+
+
 def offline() -> bool:
     """True when the user told the Hugging Face libraries to stay off the network."""
-    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-    return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in names)
+    constants = _constants()
+    datasets = os.environ.get("HF_DATASETS_OFFLINE", "").upper()
+    return constants.HF_HUB_OFFLINE or datasets in constants.ENV_VARS_TRUE_VALUES
 
 
-def home() -> Path:
-    """The Hugging Face cache directory, by the libraries' own rule."""
-    base = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(os.environ.get("HF_HOME", f"{base}/huggingface")).expanduser()
-
-
-def _models_cache() -> Path:
-    return Path(os.environ.get("HF_HUB_CACHE", home() / "hub")).expanduser()
+def go_offline() -> None:
+    """Keep the libraries off the network, those that are loaded and those that are not yet."""
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    _constants().HF_HUB_OFFLINE = True
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
 def _datasets_cache() -> Path:
-    return Path(os.environ.get("HF_DATASETS_CACHE", home() / "datasets")).expanduser()
-
-
-def _token() -> str | None:
-    if os.environ.get("HF_TOKEN"):
-        return os.environ["HF_TOKEN"]
-    file = Path(os.environ.get("HF_TOKEN_PATH", home() / "token")).expanduser()
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+    """As ``datasets`` has it; the package itself takes seconds to import."""
+    default = Path(_constants().HF_HOME) / "datasets"
+    return Path(os.environ.get("HF_DATASETS_CACHE", default)).expanduser()
 
 
 class NotFetched(ConfigError):
@@ -69,10 +71,10 @@ def _get(path: str, shown: str) -> dict[str, Any]:
     """JSON from the hub. ``Unreachable`` without a network, ConfigError for a wrong or gated id."""
     if offline():
         raise Unreachable("offline mode is on")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    request = urllib.request.Request(f"{endpoint}/{path}")
-    if token := _token():
-        request.add_header("Authorization", f"Bearer {token}")
+    from huggingface_hub.utils import build_hf_headers
+
+    url = f"{_constants().ENDPOINT}/{path}"
+    request = urllib.request.Request(url, headers=build_hf_headers())  # with the user's token
     try:
         return _in_time(request)
     except urllib.error.HTTPError as error:
@@ -127,12 +129,14 @@ def model_config(repo: str, revision: str | None) -> tuple[dict[str, Any], str |
 
 
 def _cached_model(repo: str, revision: str | None) -> Path | None:
-    base = _models_cache() / f"models--{repo.replace('/', '--')}"
-    ref = base / "refs" / (revision or "main")
-    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else (revision or "")
-    folder = base / "snapshots" / commit
-    complete = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-    return folder if commit and complete else None
+    """The snapshot of a model in the cache, None if it is not there with its weights."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(repo, "config.json", revision=revision)
+    if not isinstance(file, str):
+        return None
+    folder = Path(file).parent
+    return folder if any(folder.glob("*.safetensors")) else None
 
 
 def download_model(repo: str, revision: str | None) -> Path:
@@ -174,8 +178,7 @@ def dataset_commit(
     except Unreachable as error:
         cached = _cached_dataset(dataset, revision, names)
         if cached:
-            # The libraries would try again for 20 s a data set; they read this when imported.
-            os.environ["HF_HUB_OFFLINE"] = "1"
+            go_offline()  # the libraries would try again for 20 s a data set
             return cached, f"hub not reachable: {dataset} is the cached commit {cached[:8]}"
         raise NotFetched(
             f"data=hub: {dataset} is not in the local cache and the hub cannot be reached "
