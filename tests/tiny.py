@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from tests import segmented
+
 IMAGE_TOKEN, VIDEO_TOKEN = 3, 5
 VOCABULARY = 96
 CROP, PATCH = 32, 4
@@ -164,9 +166,14 @@ M_ROPE = ("qwen2_vl", "qwen2_5_vl")
 
 @cache
 def model(family: str, kernel: str = "sdpa") -> nn.Module:
-    """A random float32 model of ``family`` in eval mode, the same for every kernel."""
+    """A random float32 model of ``family`` in eval mode, the same for every kernel.
+
+    The kernel ``segmented`` stands for flash attention, see :mod:`tests.segmented`.
+    """
     torch.manual_seed(0)
-    made = _BUILDERS[family](kernel).eval()
+    made = _BUILDERS[family]("sdpa" if kernel == "segmented" else kernel).eval()
+    if kernel == "segmented":
+        segmented.use(made)
     rescale(made)
     # A final norm of ones only scales rows, which no cosine would notice.
     norm = made.model.language_model.norm.weight

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families.base import (
     IMAGE_AND_VIDEO,
     Family,
@@ -84,6 +85,11 @@ class Qwen2VL(Family):
             if start <= begin and end <= stop:
                 mine.append(heard)
             begin = end
+        if sum(heard.q.shape[2] for heard in mine) != stop - start:
+            raise PruningUnsupported(
+                "the encoder attends across pictures, or was heard as if it did; its attention "
+                "cannot be read picture by picture"
+            )
         return mine
 
     def per_token(self, picture: Picture, source: str, values: list[Tensor]) -> Tensor:

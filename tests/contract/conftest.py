@@ -36,7 +36,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "family" in metafunc.fixturenames:
         metafunc.parametrize("family", tiny.FAMILIES)
     if "kernel" in metafunc.fixturenames:
-        metafunc.parametrize("kernel", ("sdpa", "eager"))
+        metafunc.parametrize("kernel", ("sdpa", "eager", "segmented"))
 
 
 @pytest.fixture(autouse=True)
