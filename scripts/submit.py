@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from vtprune.commands import main
+from vtprune.commands import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main(["submit", *sys.argv[1:]]))

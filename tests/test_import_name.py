@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,12 @@ def test_a_child_finds_what_its_parent_finds_and_nothing_that_is_hidden_there(li
     assert python(links, hostile, "-P", "-c", code).stdout.decode().strip() == str(links)
     both = f"{hostile}{os.pathsep}{links}"
     assert python(links, hostile, "-c", code).stdout.decode().strip() == both
+
+
+def test_the_folder_of_the_installed_command_is_not_handed_on(monkeypatch, tmp_path):
+    programs = sysconfig.get_path("scripts")
+    monkeypatch.setattr(sys, "path", [programs, str(tmp_path), *sys.path])
+    assert places.environment()["PYTHONPATH"].split(os.pathsep)[0] == str(tmp_path)
 
 
 def test_a_checkout_that_is_not_installed_is_found_by_the_children_of_its_script(tmp_path):

@@ -62,15 +62,15 @@ def environment() -> dict[str, str]:
 
     Its PYTHONPATH holds what stands before the standard library on our path: the folder of the
     script that was started (with ``-m`` the working directory) and our own PYTHONPATH. So this very
-    package is imported there, and nothing that is hidden here comes to light: an installed package
-    adds no folder at all.
+    package is imported there, and nothing that is hidden here comes to light: the command
+    ``vtprune`` adds no folder at all.
     """
-    library = sysconfig.get_path("stdlib")
+    library, programs = sysconfig.get_path("stdlib"), sysconfig.get_path("scripts")
     ahead = []
     for entry in sys.path:
         if entry == library or entry.endswith(".zip"):
             break
-        if Path(entry).is_dir():
+        if Path(entry).is_dir() and entry != programs:
             ahead.append(str(Path(entry).absolute()))
     made = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return {**made, "PYTHONPATH": os.pathsep.join(dict.fromkeys(ahead))} if ahead else made
