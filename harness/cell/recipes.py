@@ -52,7 +52,7 @@ def resolve(request: Request, fingerprint: str, notes: list[str]) -> Request:
 
 def with_recipe(request: Request, recipe: Any) -> Request:
     """The request with ``method.recipe`` replaced."""
-    return request.changed(method=request.method.changed(recipe=recipe).entries())
+    return request.changed_in("method", recipe=recipe)
 
 
 def _find(request: Request, fingerprint: str) -> Path:
@@ -81,8 +81,8 @@ def search_options(method: Method) -> dict[str, Any]:
 
 def calibration_data(request: Request) -> Request:
     """The request whose ``data`` and ``bench`` the calibration samples come from."""
-    data, bench = dict(request.config["data"]), dict(request.config["bench"])
-    if request.data.source == "mini":
-        data["seed"] = int(request.data.seed or 0) + SEED_OFFSET
-    bench["indices"], bench["limit"] = None, request.method.options["n_calibration"]
-    return request.changed(data=data, bench=bench)
+    limit = request.method.options["n_calibration"]
+    made = request.changed_in("bench", indices=None, limit=limit)
+    if request.data.source != "mini":
+        return made
+    return made.changed_in("data", seed=int(request.data.seed or 0) + SEED_OFFSET)

@@ -13,10 +13,7 @@ from vtprune.harness.request.request import Request
 
 def run_part(part: several.Part, *, sweep: bool) -> dict[str, Any] | None:
     """Run one cell (or other task) of a composed config; its stored result."""
-    config = several.plain(part.config)
-    check.check_keys(config, part.choices)
-    config["choices"] = {group: part.choices.get(group) for group in ("model", "bench")}
-    request = Request(config)
+    request = part.request()
     if request.task in check.DATALESS_TASKS:
         return run_dataless(request, sweep=sweep)
     prepared = prepare.prepare(request, sweep=sweep)

@@ -102,13 +102,9 @@ def resolve(request: Request, notes: list[str]) -> Request:
     moved = "".join(f", {option}={value}" for option, value in found.moved.items())
     where = f"image {request.image_size}, {request.text_tokens} text tokens"
     notes.append(f"{budget}: ratio={found.ratio:g}{moved} gives {found.achieved:.4g} on {where}")
+    solved = request.changed(ratio=found.ratio).changed_in("method", **found.moved)
     before = {option: method.options.get(option) for option in found.moved}
-    moved_from = {"moved_from": before} if before else {}
-    return request.changed(
-        ratio=found.ratio,
-        method=method.changed(**found.moved).entries(),
-        budget={**request.config["budget"], **moved_from},
-    )
+    return solved.changed_in("budget", moved_from=before) if before else solved
 
 
 def _variants(request: Request) -> list[dict[str, Any]]:
@@ -247,7 +243,7 @@ def _costs(request: Request, budget: Budget) -> Callable[..., float | None]:
     full = counted(unpruned, None)
 
     def cost(ratio: float, **changes: Any) -> float | None:
-        chosen = request.changed(ratio=ratio, method=request.method.changed(**changes).entries())
+        chosen = request.changed(ratio=ratio).changed_in("method", **changes)
         try:
             method = build_method(chosen)
         except ConfigError:

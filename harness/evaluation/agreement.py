@@ -16,7 +16,6 @@ from vtprune.harness.evaluation import engines
 from vtprune.harness.evaluation.data import mini, source, tables
 from vtprune.harness.evaluation.engines.base import Answer, Job, Question
 from vtprune.harness.request import benches
-from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.request import Request
 from vtprune.harness.store.journal import Journal
 
@@ -86,20 +85,20 @@ def compare(
         answers: answer of each row of the benchmark; None: two thirds right ones.
         samples: rows to draw; None: the generator's own number.
     """
-    if missing := [engine for engine in ENGINES if engine not in config["engines"]]:
-        raise ConfigError(f"bench={config['name']} has no engine={missing[0]}")
-    made = mini.tables(config["mini"], 0, samples)
-    wanted = config["engines"]["lmms_eval"]["config"] or "data"
+    requests = {engine: _request(config, engine, samples) for engine in ENGINES}
+    bench, wanted = requests["lmms_eval"].bench, requests["lmms_eval"].entry.config or "data"
+    named = bench.mini or bench.name
+    made = mini.tables(named, 0, samples)
     rows = next(table.rows for table in made if table.config == wanted)
     if answers is None:
-        answers = two_thirds(right_answers(config["mini"], rows), form)
-    origins = tables.origins(config["mini"], made)
+        answers = two_thirds(right_answers(named, rows), form)
+    origins = tables.origins(named, made)
     given = {
         "lmms_eval": Given(lambda question: answers[question.doc_id]),
         "vlmevalkit": Given(lambda question: _turned(answers, origins[question.doc_id])),
     }
-    scores = {engine: _score(config, engine, given[engine], samples) for engine in ENGINES}
-    return Agreement(config["name"], form, len(rows), scores, config["unit"])
+    scores = {engine: _score(requests[engine], given[engine]) for engine in ENGINES}
+    return Agreement(bench.name, form, len(rows), scores, bench.unit)
 
 
 def _turned(answers: Sequence[str], origin: tables.Origin) -> str:
@@ -118,11 +117,14 @@ def _turned(answers: Sequence[str], origin: tables.Origin) -> str:
     return text
 
 
-def _score(config: dict[str, Any], engine: str, given: Given, samples: int | None) -> float:
-    request = benches.seen_by_engine(Request({
+def _request(config: dict[str, Any], engine: str, samples: int | None) -> Request:
+    return benches.seen_by_engine(Request({
         "bench": config, "engine": {"name": engine}, "model": {"prompt": {"vlmevalkit": "llava"}},
         "data": {"source": "mini", "seed": 0, "samples": samples},
     }))  # fmt: skip
+
+
+def _score(request: Request, given: Given) -> float:
     bench, entry = request.bench, request.entry
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -136,5 +138,5 @@ def _score(config: dict[str, Any], engine: str, given: Given, samples: int | Non
                 answered={},
                 scratch=folder / "engine",
             )
-            outcome = engines.get(engine).run(job, given)
+            outcome = engines.get(request.engine).run(job, given)
     return outcome.metrics[bench.metric] * bench.scale

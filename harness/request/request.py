@@ -62,14 +62,6 @@ class Method:
         """Name in tables and paths: the configured one, or the class of an outside method."""
         return str(self.target).rpartition(".")[2] if self.target else self.name
 
-    def changed(self, **options: Any) -> Self:
-        return replace(self, options={**self.options, **options})
-
-    def entries(self) -> dict[str, Any]:
-        """As conf/method has it."""
-        target = {"_target_": self.target} if self.target is not None else {}
-        return {"name": self.name, **target, **self.options}
-
 
 @dataclass(frozen=True)
 class Images(_Group):
@@ -208,6 +200,10 @@ class Request:
     def changed(self, **entries: Any) -> Self:
         """Another request: top-level entries of the config replaced."""
         return type(self)({**self.config, **entries})
+
+    def changed_in(self, group: str, **entries: Any) -> Self:
+        """Another request: entries of a group replaced, ``changed_in("method", K=2)``."""
+        return self.changed(**{group: {**(self.config.get(group) or {}), **entries}})
 
     @property
     def task(self) -> str:

@@ -11,8 +11,9 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from vtprune.harness.request import resolvers  # noqa: F401
+from vtprune.harness.request import check, resolvers  # noqa: F401
 from vtprune.harness.request.errors import ConfigError
+from vtprune.harness.request.request import Request
 
 _LIST = re.compile(r"^bench=\[(?P<names>[^\]]*)\]$")
 _OURS = ("bench=", "benches=")
@@ -48,6 +49,17 @@ class Part:
     bench: str
     config: DictConfig
     choices: dict[str, str | None]
+
+    def request(self) -> Request:
+        """What the part asks for.
+
+        Raises:
+            ConfigError: an entry that nothing reads.
+        """
+        config = plain(self.config)
+        check.check_keys(config, self.choices)
+        named = {group: self.choices.get(group) for group in ("model", "bench")}
+        return Request({**config, "choices": named})
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from vtprune.harness.cell import prepare, publish, ranks
 from vtprune.harness.request import several
 from vtprune.harness.request.check import RETRY
 from vtprune.harness.request.errors import HarnessError
+from vtprune.harness.request.request import Request
 from vtprune.harness.store import provenance
 from vtprune.harness.store.cell import stands
 from vtprune.harness.sweep import local, slurm
@@ -143,7 +144,7 @@ def _item(number: int, overrides: str, part: Any) -> plans.Item:
     config = several.plain(part.config)
     choices = {k: v for k, v in part.choices.items() if not k.startswith("hydra/")}
     key = directory = None
-    if config["task"] == "cell":
+    if Request(config).task == "cell":
         key, directory = prepare.where(config, choices)
     return plans.Item(number, overrides, part.bench, config, choices, key, directory)
 

@@ -41,7 +41,6 @@ SELECT = "Please select the correct answer from the options above. \n"
 LETTERS = "ABCDE"
 NUMBERS = tuple("0123456789")
 
-OPEN_STYLES = ("plain", "sw", "single", "vizwiz", "mmvet", "short")
 CHOICE_STYLES = ("choice", "mmbench", "mmbench_cn", "select")
 
 
