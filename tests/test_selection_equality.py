@@ -100,7 +100,7 @@ def test_frames_of_a_video_are_pictures_of_their_own(name, family):
 
 
 #: kernels of the encoder and the language model besides sdpa
-KERNELS = ("eager",)
+KERNELS = ("eager", "segmented")
 
 
 @pytest.mark.slow

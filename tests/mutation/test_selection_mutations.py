@@ -18,14 +18,14 @@ from torch import Tensor
 from tests import test_selection_equality
 from tests.method_tools import built
 from tests.mutation.tools import Defects, assert_noticed
-from tests.selection_tools import check
+from tests.selection_tools import Batch, check
 from tests.test_text_tower import save_clip
 from vtprune.methods import LayerMethod, Selection, TokenLayout, TokenMethod, View
 from vtprune.models import runtime
 from vtprune.models.encoder_merge import EncoderMerging
 from vtprune.models.families import llava, llava_next, qwen2_vl
 from vtprune.models.layer_signals import RowReading
-from vtprune.models.signals import encoder_recipes, hearing, language_recipes
+from vtprune.models.signals import encoder_recipes, hearing, language_recipes, tap
 
 Defect = Callable[[Defects], None]
 
@@ -156,6 +156,10 @@ def window_order_left(put: Defects) -> None:
     put.swap(qwen2_vl.Qwen25VL, "window_order", lambda inner: lambda self, grids: None)
 
 
+def segments_in_another_order(put: Defects) -> None:
+    put.swap(tap, "segments", passing(lambda heard: heard[::-1]))
+
+
 def last_crop_only(put: Defects) -> None:
     put.swap(llava.Llava, "per_token", passing(lambda x: x[-1:].expand_as(x)))
 
@@ -279,6 +283,10 @@ CASES: list[tuple[Defect, Callable[[], None]]] = [
     (cls_column_kept, option("vispruner")),
     (attention_given_for_received, option("fastervlm", score_source="received")),
     (window_order_left, option("vispruner", "qwen2_5_vl")),
+    (
+        segments_in_another_order,
+        lambda: check(Batch("qwen2_vl", "segmented"), built("vispruner", "qwen2_vl")),
+    ),
     (last_crop_only, option("fastervlm", "llava_next")),
     (crops_in_another_order, option("vispruner", "llava_next")),
     (tokens_marked_with_other_crops, option("fastervlm", "llava_next", anyres="unpad")),

@@ -56,12 +56,15 @@ class Defects:
 
 
 def assert_noticed(
-    patch: pytest.MonkeyPatch, defect: Callable[[Defects], None], check: Callable[[], None]
+    patch: pytest.MonkeyPatch,
+    defect: Callable[[Defects], None],
+    check: Callable[[], None],
+    red: tuple[type[BaseException], ...] = RED,
 ) -> None:
     """``check`` is green, and red once the defect is in."""
     check()
     defects = Defects(patch)
     defect(defects)
-    with pytest.raises(RED):
+    with pytest.raises(red):
         check()
     defects.assert_reached()
