@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vtprune import places
+from vtprune.harness.reporting.tables import command
 from vtprune.harness.request import check, defaults, known
 from vtprune.harness.request import compose as cells
 from vtprune.harness.request import resolvers as _resolvers  # noqa: F401
@@ -195,6 +196,16 @@ def test_a_bench_that_inherits_keeps_the_engines_it_does_not_name(tmp_path):
         asked = cells.asked(config)
     assert asked["bench"]["task"] == "textvqa_val"
     assert asked["bench"]["prompt_options"] == {"ocr": True}
+
+
+def test_a_users_table_is_planned_with_a_command_that_fills_it(tmp_path):
+    write(tmp_path, "bench/mytext", TEXTS)
+    write(tmp_path, "table/mine", {"defaults": ["mini_table2", "_self_"], "columns": ["mytext"]})
+    with known.searching(tmp_path):
+        assert command.parse(["table=mini_table2", "plan"]).filled_by == "experiment=mini_table2"
+        planned = command.parse(["table=mine", "plan"])
+    assert planned.filled_by == "hydra/sweeper=table hydra.sweeper.table=mine"
+    assert {cell.bench for cell in planned.table.cells()} == {"mytext"}
 
 
 def test_a_reference_in_a_users_file_means_what_hydra_makes_of_it(tmp_path):

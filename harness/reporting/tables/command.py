@@ -32,6 +32,7 @@ from vtprune.harness.reporting.tables import (
     verdicts,
 )
 from vtprune.harness.reporting.tables.lookup import Found
+from vtprune.harness.request import known
 from vtprune.harness.request.errors import ConfigError, unknown
 from vtprune.harness.request.identity import canonical_json
 from vtprune.harness.store.journal import write_atomic
@@ -66,6 +67,8 @@ def parse(arguments: Sequence[str]) -> Request:
     results = Path(pairs.get("results", places.RESULTS))
     table = spec.load(pairs["table"], changes, pairs.get("cost"))
     filled_by = f"experiment={table.name}"
+    if table.name not in known.choices("experiment"):  # a user's table needs no file of that kind
+        filled_by = f"hydra/sweeper=table hydra.sweeper.table={table.name}"
     if pairs.get("controls", "false") not in ("true", "false"):
         raise ConfigError(f"controls must be true or false, got {pairs['controls']}")
     if pairs.get("controls") == "true":
