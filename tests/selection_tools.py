@@ -210,6 +210,7 @@ def layer_signals(
         "text_normed": lambda: normed(hidden[text]),
         "keys": lambda: keys[columns],
         "text_keys": lambda: keys[text],
+        "values": lambda: made.values[layer - 1][row].transpose(0, 1)[columns],
         "text_distance": lambda: positions[text][:, None] - positions[columns][None],
         "image_embeddings": lambda: made.entered[row][visual[entry]],
         "text_embeddings": lambda: made.entered[row][text],
@@ -217,6 +218,12 @@ def layer_signals(
     return LayerSignals(
         layer - 1, len(made.hidden), alive, len(visual), lambda name: found[name]()
     )
+
+
+LAYER_SIGNALS = (
+    "last_row", "next_row", "text_rows", "cross", "self", "hidden", "normed", "text_normed", "keys",
+    "text_keys", "values", "text_distance", "image_embeddings", "text_embeddings",
+)  # fmt: skip
 
 
 def replayed(batch: Batch, records: list, before: int) -> unpruned.Capture:

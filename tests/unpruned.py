@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -127,6 +127,7 @@ class Capture:
     hidden: list[Tensor] = field(default_factory=list)  # [B, L, d] entering each decoder layer
     attention: list[Tensor] = field(default_factory=list)  # [B, H, L, L] of each of them
     keys: list[Tensor] = field(default_factory=list)  # [B, H_kv, L, dh] in the cache
+    values: list[Tensor] = field(default_factory=list)
     entered: Tensor | None = None
     positions: Tensor | None = None
     seen: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -202,6 +203,7 @@ def capture(
     with watching(hooks), torch.no_grad():
         cache = model(**made.feed, use_cache=True).past_key_values
     made.keys = [layer.keys for layer in cache.layers]
+    made.values = [layer.values for layer in cache.layers]
     return made
 
 
@@ -215,6 +217,7 @@ def _tower_hooks(made: Capture, note) -> list:
             segments = lambda args, kw, n=number: _segments(made, n, kw)  # noqa: E731
             hooks.append((block.attn, "in", segments))
             hooks.append((block.attn.qkv, "out", note(f"qkv.{number}")))
+            hooks.append((block, "out", note(f"out.{number}")))
         return hooks
     hooks = [(core.multi_modal_projector, "out", note("projector_out"))]
     layers = next(m for n, m in core.vision_tower.named_modules() if n.endswith("layers"))
@@ -224,6 +227,7 @@ def _tower_hooks(made: Capture, note) -> list:
         hooks.append((layer.self_attn, "out", lambda out: note("maps")(out[1])))
         hooks.append((layer.self_attn.q_proj, "out", note(f"q.{number}")))
         hooks.append((layer.self_attn.k_proj, "out", note(f"k.{number}")))
+        hooks.append((layer.self_attn.v_proj, "out", note(f"v.{number}")))
     return hooks
 
 
@@ -293,26 +297,43 @@ def _crop_picture(
 
 
 def _tower_signals(made: Capture) -> dict[str, Tensor]:
-    """CLIP and SigLIP towers: states, attention, queries and keys of the layers that count."""
+    """CLIP and SigLIP towers: every signal at the layer that counts, and at each of all layers."""
     config, seen = made.model.config, made.seen
     first = int(config.vision_feature_select_strategy == "default")
-    states, maps = seen["states"], seen["maps"]
-    index = range(len(states))[config.vision_feature_layer]
-    layer = index - 1  # states[0] entered the first layer
+    index = range(len(seen["states"]))[config.vision_feature_layer]
+    # states[0] entered the first layer
+    found = _by_layer(lambda n: _tower_layer(made, n, first), index - 1, len(seen["maps"]))
+    found["vision_features"] = seen["states"][index][:, first:]
+    found["tile_features"] = seen["projector_out"][0]
+    return found
+
+
+def _by_layer(of: Callable[[int], dict[str, Tensor]], default: int, depth: int) -> dict:
+    """Signals of one layer under ``name`` (``last_...``: of the last), of any as ``name@layer``."""
+    found: dict[str, Tensor] = {}
+    for number in range(depth):
+        for name, value in of(number).items():
+            found[f"{name}@{number}"] = value
+            if number == (depth - 1 if name.startswith("last_") else default):
+                found[name] = value
+    return found
+
+
+def _tower_layer(made: Capture, layer: int, first: int) -> dict[str, Tensor]:
+    weights, seen = made.seen["maps"][layer], made.seen
+    heads = weights.shape[1]
+    query, key, value = (seen[f"{x}.{layer}"][0] for x in "qkv")
     found = {
-        "vision_features": states[index][:, first:],
-        "tile_features": seen["projector_out"][0],
-        "received_attention": maps[layer].mean((1, 2))[:, first:],
+        "received_attention": weights.mean((1, 2))[:, first:],
+        "vision_keys": key.unflatten(-1, (heads, -1)).mean(2)[:, first:],
+        "vision_values": value.unflatten(-1, (heads, -1))[:, first:],
+        "encoder_states": seen["states"][layer + 1][:, first:],
+        "last_keys": key[:, first:],
     }
-    heads = maps[layer].shape[1]
-    keys = seen[f"k.{layer}"][0].unflatten(-1, (heads, -1))
-    found["vision_keys"] = keys.mean(2)[:, first:]
     if first:
-        found["cls_attention"] = maps[layer][:, :, 0, 1:].transpose(1, 2)
-        query, key = seen[f"q.{len(maps) - 1}"][0][:, 0], seen[f"k.{len(maps) - 1}"][0]
-        logits = (key @ query[:, :, None]).squeeze(2) * key.shape[-1] ** -0.5
+        found["cls_attention"] = weights[:, :, 0, 1:].transpose(1, 2)
+        logits = (key @ query[:, 0, :, None]).squeeze(2) * key.shape[-1] ** -0.5
         found["last_attention"] = logits.softmax(-1)[:, 1:]
-        found["last_keys"] = key[:, 1:]
     return found
 
 
@@ -321,9 +342,16 @@ def _qwen_signals(made: Capture) -> dict[str, Tensor]:
     tower = made.model.model.visual
     full = getattr(tower, "fullatt_block_indexes", None)
     block = len(tower.blocks) - 1 if full is None else max(full)
+    patches = _by_layer(lambda n: _qwen_layer(made, n), block, len(tower.blocks))
+    patches["vision_features"] = made.seen["projector_in"][0]
+    return {name: x.reshape(-1, 4, *x.shape[1:]).mean(1) for name, x in patches.items()}
+
+
+def _qwen_layer(made: Capture, block: int) -> dict[str, Tensor]:
+    tower = made.model.model.visual
     qkv = made.seen[f"qkv.{block}"][0]
     heads = tower.blocks[block].attn.num_heads
-    q, k, _ = qkv.reshape(len(qkv), 3, heads, -1).unbind(1)
+    q, k, v = qkv.reshape(len(qkv), 3, heads, -1).unbind(1)
     cos, sin = (x[:, None] for x in made.seen[f"rope.{block}"])
 
     def rotated(x: Tensor) -> Tensor:
@@ -336,12 +364,13 @@ def _qwen_signals(made: Capture) -> dict[str, Tensor]:
     for start, stop in itertools.pairwise(cuts):
         logits = torch.einsum("qhd,khd->hqk", q[start:stop], k[start:stop])
         received.append((logits * q.shape[-1] ** -0.5).softmax(-1).mean((0, 1)))
-    patches = {
+    return {
         "received_attention": torch.cat(received),
         "vision_keys": k.mean(1),
-        "vision_features": made.seen["projector_in"][0],
+        "vision_values": v,
+        "encoder_states": made.seen[f"out.{block}"][0],
+        "last_keys": k.flatten(1),
     }
-    return {name: x.reshape(-1, 4, *x.shape[1:]).mean(1) for name, x in patches.items()}
 
 
 def _qwen_picture(
