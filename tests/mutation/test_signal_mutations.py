@@ -64,6 +64,7 @@ LANGUAGE: list[tuple[str, str, Make]] = [
     ("values", "keys", lambda inner: lambda r: r.tap.k[:, r.mine].transpose(0, 1)),
     ("text_distance", "counted in slots",
      lambda inner: lambda r: r.text[:, None] - r.mine[None]),
+    ("text_distance", "negated", lambda inner: lambda r: -inner(r)),
     ("image_embeddings", "those alive", lambda inner: lambda r: r.entered[r.mine]),
     ("text_embeddings", "in another order", lambda inner: lambda r: inner(r).flip(0)),
 ]  # fmt: skip
