@@ -28,6 +28,7 @@ from vtprune.harness.reporting.tables import (
     stats,
 )
 from vtprune.harness.request import compose as wanted
+from vtprune.harness.request import resolvers as _resolvers  # noqa: F401
 from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.identity import canonical_json
 from vtprune.harness.store import lease
