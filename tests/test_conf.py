@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 
 from vtprune import methods, places
 from vtprune.harness.request import check, known, resolvers  # noqa: F401
-from vtprune.models.supported import SUPPORTED_MODEL_TYPES
 
 CONF = places.CONF
 GROUPS = known.groups()
@@ -60,12 +59,6 @@ def test_a_methods_config_says_what_each_option_is(name):
     for line in text.splitlines():
         if line and not line.startswith(("#", "name:", " ", "-")):
             assert "#" in line, f"{name}: no comment on: {line}"
-
-
-def test_the_supported_architectures_are_those_of_the_families():
-    from vtprune.models.families import supported_model_types
-
-    assert set(SUPPORTED_MODEL_TYPES) == set(supported_model_types())
 
 
 @pytest.mark.parametrize("name", GROUPS["bench"])

@@ -260,13 +260,6 @@ def test_an_untested_transformers_version_is_refused_naming_the_range(monkeypatc
         family_of(model)
 
 
-def test_the_torch_free_list_of_architectures_is_that_of_the_adapters():
-    from vtprune.models.families import supported_model_types
-    from vtprune.models.supported import SUPPORTED_MODEL_TYPES
-
-    assert set(SUPPORTED_MODEL_TYPES) == set(supported_model_types())
-
-
 def test_positions_of_the_default_sample_names_do_not_depend_on_the_batch():
     model = tiny.model("llava")
     with prune(model, "random", ratio=0.5) as run:

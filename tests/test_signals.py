@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -11,8 +13,9 @@ from tests import tiny
 from vtprune import methods
 from vtprune.models import prune, signals
 from vtprune.models.errors import PruningUnsupported
-from vtprune.models.families import FAMILIES, family_of
+from vtprune.models.families import adapter, family_of
 from vtprune.models.signals import registry
+from vtprune.models.supported import SUPPORTED_MODEL_TYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +150,14 @@ def test_a_recipe_that_loses_the_patches_is_told_so_in_one_line(registered):
         read("llava", "folded")
 
 
-def test_a_family_is_one_file_and_one_line():
-    for family in FAMILIES:
-        assert family.__module__.startswith("vtprune.models.families.")
+def test_a_family_is_one_file_and_one_line_of_a_list():
+    assert set(SUPPORTED_MODEL_TYPES) == set(tiny.FAMILIES)
+    for kind in SUPPORTED_MODEL_TYPES:
+        family = adapter(kind)
+        assert family is type(family_of(tiny.model(kind)))
         assert "images" not in vars(family), "the beginning of `images` is one, in the base"
+
+
+def test_the_list_of_families_needs_no_torch():
+    code = "import sys, vtprune.models.supported; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

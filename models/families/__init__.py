@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families.base import CapturedImage, Family
-from vtprune.models.families.llava import Llava
-from vtprune.models.families.llava_next import LlavaNext
-from vtprune.models.families.llava_onevision import LlavaOnevision
-from vtprune.models.families.qwen2_vl import Qwen2VL, Qwen25VL
+from vtprune.models.supported import ADAPTERS
 
 #: versions of transformers the adapters are written for: [first, before)
 TRANSFORMERS_RANGE = ("5.23", "6")
 
-FAMILIES: tuple[type[Family], ...] = (Llava, LlavaNext, LlavaOnevision, Qwen2VL, Qwen25VL)
 
-
-def supported_model_types() -> tuple[str, ...]:
-    """``model_type`` of every supported architecture."""
-    return tuple(kind for family in FAMILIES for kind in family.model_types)
+def adapter(model_type: str) -> type[Family]:
+    """The family class of a supported architecture."""
+    module, _, name = ADAPTERS[model_type].partition(":")
+    return getattr(import_module(f"vtprune.models.families.{module}"), name)
 
 
 def family_of(model: Any) -> Family:
     """The adapter for a loaded Hugging Face model.
 
     Raises:
-        PruningUnsupported: no adapter for the architecture or this version of transformers.
+        PruningUnsupported: no adapter for the architecture, its tower, or this version of
+            transformers.
     """
     _check_library()
     kind = getattr(model.config, "model_type", type(model).__name__)
-    for family in FAMILIES:
-        if kind in family.model_types:
-            return family(model)
-    raise PruningUnsupported(
-        f"no visual-token adapter for architecture '{kind}' "
-        f"(supported: {', '.join(supported_model_types())})"
-    )
+    if kind not in ADAPTERS:
+        raise PruningUnsupported(
+            f"no visual-token adapter for architecture '{kind}' (supported: {', '.join(ADAPTERS)})"
+        )
+    return adapter(kind)(model)
 
 
 def _check_library() -> None:
@@ -53,11 +49,4 @@ def _check_library() -> None:
         )
 
 
-__all__ = [
-    "FAMILIES",
-    "TRANSFORMERS_RANGE",
-    "CapturedImage",
-    "Family",
-    "family_of",
-    "supported_model_types",
-]
+__all__ = ["TRANSFORMERS_RANGE", "CapturedImage", "Family", "adapter", "family_of"]

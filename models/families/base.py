@@ -5,7 +5,7 @@ A family answers this list of questions and no other; it does not know which met
 ======================================  ============================================================
 question                                answer
 ======================================  ============================================================
-which architectures, which modalities   ``model_types``, ``encoders``, ``placeholder``
+which modalities                        ``encoders``, ``placeholder``, ``modality_codes``
 where its modules are                   ``core``, ``language_model``, ``layers``, ``projector``,
                                         ``vision_layers``, ``vision_attention``, ``feature_layer``
 what its encoder offers                 ``hears``, ``has_cls``, ``projects_tokens``
@@ -16,7 +16,7 @@ how patches become tokens               ``own``, ``per_token``
 what else follows the tokens            ``scalar_positions``, ``rotary``, ``follow``
 ======================================  ============================================================
 
-Adding a family is one file and one line of ``families/__init__.py``.
+Adding a family is one file and one line of ``models/supported.py``.
 """
 
 from __future__ import annotations
@@ -84,7 +84,6 @@ class CapturedImage:
 class Family(abc.ABC):
     """Facts of one architecture; no state besides the model it was made for."""
 
-    model_types: ClassVar[tuple[str, ...]] = ()
     #: position ids are one number per token (False: several, as in m-rope)
     scalar_positions: ClassVar[bool] = True
     #: sources of encoder signals that can be heard, see ``signals.registry.SOURCES``
@@ -264,7 +263,7 @@ class Family(abc.ABC):
             if any(length in one.shape or one.is_floating_point() for one in _tensors(value)):
                 raise PruningUnsupported(
                     f"the language model takes '{name}' for every token, which the adapter of "
-                    f"{self.model_types[0]} does not cut with the tokens"
+                    f"{self.model.config.model_type} does not cut with the tokens"
                 )
 
 

@@ -20,7 +20,6 @@ TOWERS = {"clip_vision_model": True, "siglip_vision_model": False}
 class Llava(Family):
     """``LlavaForConditionalGeneration``."""
 
-    model_types = ("llava",)
     hears = Family.hears | {"merging"}
     projects_tokens = True
 

@@ -16,8 +16,6 @@ from vtprune.models.families.llava import Llava
 class LlavaNext(Llava):
     """``LlavaNextForConditionalGeneration``."""
 
-    model_types = ("llava_next",)
-
     def pictures(
         self, modality: str, arguments: Mapping[str, Any], features: list[Tensor]
     ) -> list[Picture]:

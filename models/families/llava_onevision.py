@@ -26,7 +26,6 @@ SHRUNK = -2
 class LlavaOnevision(LlavaNext):
     """``LlavaOnevisionForConditionalGeneration``."""
 
-    model_types = ("llava_onevision",)
     hears = Family.hears
     encoders = IMAGE_AND_VIDEO
 

@@ -26,7 +26,6 @@ class Qwen2VL(Family):
     each other within a segment: a frame, or a window of it.
     """
 
-    model_types = ("qwen2_vl",)
     scalar_positions = False
     encoders = IMAGE_AND_VIDEO
 
@@ -104,8 +103,6 @@ class Qwen2VL(Family):
 
 class Qwen25VL(Qwen2VL):
     """``Qwen2_5_VLForConditionalGeneration``: windowed attention, tokens in window order."""
-
-    model_types = ("qwen2_5_vl",)
 
     def feature_layer(self) -> int:
         return max(self.core.visual.fullatt_block_indexes)
