@@ -133,7 +133,7 @@ def search(vlm: Any, prompts: Sequence[dict[str, Any]], request: Request) -> Any
             request.ratio,
             costs,
             return_last_trial=options["return_last_trial"],
-            progress=None if offline else bar.update,
+            progress=None if offline else bar.update,  # pyright: ignore[reportArgumentType]
         )
     mean_visual = sum(costs.n_visual) / len(starts)  # type: ignore[arg-type]
     return result, [n / mean_visual for n in result.recipe]

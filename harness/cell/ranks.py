@@ -110,7 +110,7 @@ def join() -> Ranks | None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return None
-    from torch.distributed import rendezvous
+    from torch.distributed.rendezvous import rendezvous
 
     store, rank, world = next(rendezvous("env://"))
     return Ranks(rank, world, int(os.environ.get("LOCAL_RANK", "0")), store)

@@ -188,7 +188,8 @@ def _shared_calls() -> int:
     """Calls of the image encoder that were remembered from another cell."""
     from vtprune.harness.cell import sharing
 
-    return sharing.current().hits if sharing.current() else 0
+    memory = sharing.current()
+    return memory.hits if memory else 0
 
 
 def _answer(

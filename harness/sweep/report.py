@@ -55,7 +55,8 @@ def _verdict(entries: Sequence[Entry], folder: Path) -> int:
         if state == DONE:
             continue
         bad += 1
-        reason = outcome["error"] if state == FAILED else _unfinished(outcome, folder)
+        known = outcome["error"] if outcome and state == FAILED else None
+        reason = known or _unfinished(outcome, folder)
         log = (outcome or {}).get("log")
         where = f" (log: {short(log)})" if log else ""
         print(f"failed: [{item.number}] {item.overrides}: {reason}{where}", file=sys.stderr)
