@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import tiny
-from vtprune import methods
+from vtprune import methods, places
 from vtprune.models import prune, signals
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families import adapter, family_of
@@ -161,3 +161,9 @@ def test_a_family_is_one_file_and_one_line_of_a_list():
 def test_the_list_of_families_needs_no_torch():
     code = "import sys, vtprune.models.supported; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_documentation_names_every_signal():
+    text = (places.ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
+    for side in ("encoder", "language"):
+        assert not [name for name in signals.available(side) if f"`{name}`" not in text]
