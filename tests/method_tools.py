@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
 from tests import tiny
@@ -26,3 +28,19 @@ def built(name: str, family: str, **changes: object) -> methods.PruningMethod:
     if getattr(one, "scope", "") == "per_tile" and family == "llava_onevision":
         options["scope"] = "per_view"
     return methods.build(name, **options)
+
+
+def chosen(config: pytest.Config) -> list[str]:
+    """Names of the methods given by ``--method``, registered if they are not; else all."""
+    given = config.getoption("--method")
+    return [_named(spec) for spec in given] if given else methods.available()
+
+
+def _named(spec: str) -> str:
+    if ":" not in spec:
+        return methods.get(spec).name
+    module, _, attribute = spec.partition(":")
+    cls = getattr(importlib.import_module(module), attribute)
+    if cls.name == methods.PruningMethod.name:
+        methods.register(attribute.lower())(cls)
+    return cls.name

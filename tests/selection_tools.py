@@ -73,7 +73,7 @@ def views_of(method: TokenMethod, picture: Picture, key: tuple, project) -> list
         return [
             View(
                 "tile", whole[crop], table[crop], picture.grid, (*key, crop),
-                lambda name, crop=crop: picture.encoder[name][crop], project,
+                lambda name, crop=crop: picture.signal(name)[crop], project,
             )
             for crop in range(len(whole))
         ]  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests import tiny
-from tests.method_tools import built
+from tests.method_tools import built, chosen
 from tests.selection_tools import Batch, captured, check, check_slots, merged_tower, records_of
 from tests.test_text_tower import CONTEXT, save_clip
 from tests.unpruned import Picture
@@ -20,15 +20,16 @@ from vtprune import methods
 from vtprune.models import text_tower
 
 
-def dropping() -> list[str]:
-    stages = {name: methods.get(name).stage for name in methods.available()}
-    return [name for name, stage in stages.items() if stage not in ("none", "input")]
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "method" in metafunc.fixturenames:
+        names = chosen(metafunc.config)
+        places = {name: methods.get(name).stage for name in names}
+        metafunc.parametrize("method", [n for n in names if places[n] not in ("none", "input")])
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("name", dropping())
-def test_what_is_kept_is_what_the_method_selects_from_the_unpruned_model(name, family):
-    check(family, built(name, family))
+def test_what_is_kept_is_what_the_method_selects_from_the_unpruned_model(method, family):
+    check(family, built(method, family))
 
 
 #: options that change which signal is read, or how slots are filled

@@ -80,9 +80,14 @@ class Picture:
         tile, patch = self.tile[slots], self.patch[slots]
         return dataclasses.replace(self, tokens=tokens, tile=tile, patch=patch)
 
+    def signal(self, name: str) -> Tensor:
+        """An encoder signal ``[tiles, P, ...]``."""
+        assert name in self.encoder, f"tests/unpruned.py does not read '{name}' off the model"
+        return self.encoder[name]
+
     def packed(self, name: str) -> Tensor:
         """An encoder signal in the order of the prompt, 0 where no encoder token is."""
-        signal = self.encoder[name]
+        signal = self.signal(name)
         found = signal.new_zeros(len(self.tokens), *signal.shape[2:])
         exact = self.tile >= 0
         found[exact] = signal[self.tile[exact], self.patch[exact]]
