@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from vtprune.methods import TokenLayout
 from vtprune.models.errors import PruningUnsupported
-from vtprune.models.signals import EncoderSignals, VisionCapture, available
+from vtprune.models.signals import VisionCapture, available, signals_of, told
 
 IMAGE_AND_VIDEO: Mapping[str, str] = {
     "image": "get_image_features",
@@ -204,7 +204,7 @@ class Family(abc.ABC):
         Raises:
             PruningUnsupported: the grid worked out for a picture is not what the encoder returned.
         """
-        found = []
+        found, heard = [], told(self, capture)
         pictures = self.pictures(modality, arguments, features)
         if len(pictures) != len(features):
             raise PruningUnsupported(
@@ -216,7 +216,7 @@ class Family(abc.ABC):
                     f"{modality} {number}: the encoder returned {len(own)} tokens, where its grid "
                     f"has {len(picture.layout)}"
                 )
-            signals = EncoderSignals(self, picture, capture)
+            signals = signals_of(self, picture, heard)
             project = self._projecting(capture) if self.projects_tokens else None
             found.append(CapturedImage(picture.layout, signals, picture.pack, project=project))
         return found

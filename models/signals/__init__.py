@@ -13,7 +13,14 @@ from vtprune.models.signals.attention import (
     row_attention,
     rows_attention,
 )
-from vtprune.models.signals.hearing import EncoderSignals, VisionCapture, listening, tap_of, taps
+from vtprune.models.signals.hearing import (
+    VisionCapture,
+    listening,
+    signals_of,
+    tap_of,
+    taps,
+    told,
+)
 from vtprune.models.signals.registry import (
     Asked,
     Side,
@@ -27,8 +34,8 @@ from vtprune.models.signals.registry import (
 from vtprune.models.signals.tap import AttentionTap, Heard, Listener, segments
 
 __all__ = [
-    "Asked", "AttentionTap", "EncoderSignals", "Heard", "Listener", "Side", "Signal",
+    "Asked", "AttentionTap", "Heard", "Listener", "Side", "Signal",
     "VisionCapture", "asked", "available", "cls_full_width", "cls_rows", "encoder",
     "head_max_columns", "language", "listening", "received_attention", "row_attention",
-    "rows_attention", "segments", "sources", "tap_of", "taps",
+    "rows_attention", "segments", "signals_of", "sources", "tap_of", "taps", "told",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vtprune.methods import MethodError
 from vtprune.models.errors import PruningUnsupported
-from vtprune.models.signals.registry import LAYERED, Asked, asked, available
+from vtprune.models.signals.registry import LAYERED, Asked, Signal, asked, available
 from vtprune.models.signals.tap import AttentionTap, Heard
 
 if TYPE_CHECKING:
@@ -122,47 +122,39 @@ def _remember_states(
     capture.states[name] = output[0] if isinstance(output, tuple) else output
 
 
-class EncoderSignals(Mapping[str, Callable[[], Tensor]]):
-    """Signals of one picture by name, each computed when it is called: ``[tiles, P, ...]``.
+def told(family: Family, capture: VisionCapture) -> dict[str, tuple[Signal, list[Any]]]:
+    """Every signal whose source was heard in a call, with what was heard.
 
-    It holds what was heard: every signal whose source is there, and those that were asked for at a
-    layer of their own, under the name they were asked by.
+    Those asked for at a layer of their own stand under the name they were asked by.
     """
+    plain, found = available("encoder"), {}
+    taps_of: dict[tuple[str, str], str] = {}  # looking for the encoder's layers takes a while
+    for text in (*plain, *sorted(capture.asked - plain.keys())):
+        one = asked(text, "encoder")
+        if one.signal.cls and not family.has_cls:
+            continue
+        where = (one.signal.hears, one.signal.layer if one.layer is None else str(one.layer))
+        if where not in taps_of:
+            taps_of[where] = tap_of(family, one)
+        values = capture.values(one.signal.hears, taps_of[where])
+        if values is not None:
+            found[text] = (one.signal, values)
+    return found
 
-    def __init__(self, family: Family, picture: Picture, capture: VisionCapture) -> None:
-        self._family, self._picture, self._capture = family, picture, capture
 
-    def __iter__(self) -> Iterator[str]:
-        plain = available("encoder")
-        special = sorted(text for text in self._capture.asked if text not in plain)
-        return (text for text in (*plain, *special) if self._heard(text) is not None)
+def signals_of(
+    family: Family, picture: Picture, heard: Mapping[str, tuple[Signal, list[Any]]]
+) -> dict[str, Callable[[], Tensor]]:
+    """The signals of one picture, each computed when it is called: ``[tiles, P, ...]``."""
+    return {name: functools.partial(_compute, family, picture, *heard[name]) for name in heard}
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
-    def __getitem__(self, name: str) -> Callable[[], Tensor]:
-        values = self._heard(name)
-        if values is None:
-            raise KeyError(name)
-        signal = asked(name, "encoder").signal
-
-        def compute() -> Tensor:
-            own = self._family.own(self._picture, signal.hears, values)
-            made = [signal.recipe(one) for one in own]
-            for value, one in zip(made, own, strict=True):
-                _check(name, value, one)
-            return self._family.per_token(self._picture, signal.hears, made)
-
-        return compute
-
-    def _heard(self, name: str) -> list[Any] | None:
-        try:
-            one = asked(name, "encoder")
-            if one.signal.cls and not self._family.has_cls:
-                return None
-            return self._capture.values(one.signal.hears, tap_of(self._family, one))
-        except PruningUnsupported:
-            return None
+def _compute(family: Family, picture: Picture, signal: Signal, values: list[Any]) -> Tensor:
+    own = family.own(picture, signal.hears, values)
+    made = [signal.recipe(one) for one in own]
+    for value, one in zip(made, own, strict=True):
+        _check(signal.name, value, one)
+    return family.per_token(picture, signal.hears, made)
 
 
 def _check(name: str, value: Tensor, heard: Any) -> None:
