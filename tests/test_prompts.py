@@ -14,6 +14,7 @@ from vtprune.harness.request import benches, prompts
 from vtprune.harness.request import identity as cell
 from vtprune.harness.request.errors import ConfigError, HarnessError
 from vtprune.harness.request.known import entries, groups
+from vtprune.harness.request.request import Task
 
 
 def asked(model, engine="vlmevalkit", bench="gqa"):
@@ -68,7 +69,7 @@ def test_the_known_blocks_are_those_of_the_task_files():
         if (engine := tools.config(name)["engines"].get("lmms_eval")) is None:
             continue
         with lmms_data.importable_without_key():
-            task = lmms_data.task_manager(engine)._get_config(engine["task"])
+            task = lmms_data.task_manager(Task.of(engine))._get_config(engine["task"])
         found |= set(task.get("lmms_eval_specific_kwargs") or {})
     assert found == set(prompts.CHOICES["lmms_eval"])
 
