@@ -61,14 +61,18 @@ def bin_folder(wheel, tmp_path_factory):
     name = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
     for git in (["init", "-q"], [*name, "commit", "-q", "--allow-empty", "-m", "the user's own"]):
         subprocess.run(["git", "-C", folder, *git], check=True)
-    pip("--python", folder / "bin" / "python", "install", "--no-deps", "--no-index", wheel)
+    python = folder / "bin" / "python"
+    pip("--python", python, "install", "--no-deps", "--no-index", "--ignore-installed", wheel)
     return folder / "bin"
 
 
 def pip(*arguments):
+    # Of a checkout on the path pip would see the metadata, and take it for installed.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "-q", *map(str, arguments)], capture_output=True, text=True
-    )
+        [sys.executable, "-P", "-m", "pip", "-q", *map(str, arguments)], env=environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
 
