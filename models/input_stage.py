@@ -9,13 +9,10 @@ and the mosaic of crops stays what it was.
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from vtprune.methods.base import InputMethod, MethodError, TokenLayout
+from vtprune.methods import InputMethod, MethodError, TokenLayout
 from vtprune.models.families import Family
 from vtprune.models.record import Unreduced
 
@@ -30,14 +27,15 @@ class InputStage:
 
     def __init__(self, family: Family, method: InputMethod) -> None:
         self.family, self.method = family, method
-        self.config = family.model.config
-        self.vision = self.config.vision_config
-        self.native = hasattr(self.vision, "spatial_merge_size")
         self.side: int | None = None
-        if not self.native:
-            full = self.vision.image_size // self.vision.patch_size
+        if family.cell is None:
+            full = family.crop_side
             grid = method.checked_grid(full, full, square=True)
             self.side = None if grid is None else grid[0]
+            vision = family.model.config.vision_config
+            #: pixels along a side of the smaller crops, and how much smaller they are
+            self.pixels = (self.side or 0) * vision.patch_size
+            self.scale = self.pixels / vision.image_size
 
     def reduce(
         self, images: Sequence[Sequence[Any]], processor: Any
@@ -63,76 +61,43 @@ class InputStage:
                     planned=tuple(grid for *_, grid in made if grid is not None),
                 )
             )
-        return rows, self._processor(processor), accounts
+        if self.side is not None:
+            processor = self.family.smaller_processor(processor, self.side)
+        return rows, processor, accounts
 
-    @contextlib.contextmanager
-    def encoding(self) -> Iterator[None]:
+    def encoding(self) -> contextlib.AbstractContextManager[None]:
         """While the model encodes: its config speaks of the smaller crops."""
         if self.side is None:
-            yield
-            return
-        pinpoints = getattr(self.config, "image_grid_pinpoints", None)
-        before = self.vision.image_size
-        hook = self.family.core.vision_tower.register_forward_pre_hook(
-            _interpolate, with_kwargs=True
-        )
-        try:
-            if pinpoints is not None:
-                self.config.image_grid_pinpoints = self._scaled(pinpoints)
-            self.vision.image_size = self.pixels
-            yield
-        finally:
-            hook.remove()
-            self.vision.image_size = before
-            if pinpoints is not None:
-                self.config.image_grid_pinpoints = pinpoints
-
-    @property
-    def pixels(self) -> int:
-        """Pixels along a side of the smaller crops."""
-        return self.side * self.vision.patch_size
-
-    def _scaled(self, pinpoints: Sequence[Sequence[int]]) -> list[list[int]]:
-        full = self.vision.image_size
-        return [[n // full * self.pixels for n in pair] for pair in pinpoints]
+            return contextlib.nullcontext()
+        return self.family.smaller_crops(self.side)
 
     def _layout(self, size: tuple[int, int], processor: Any) -> TokenLayout:
         """Where the tokens of a picture of (width, height) come from, as the model stands."""
         width, height = size
-        if self.native:
-            patch, merge = self.vision.patch_size, self.vision.spatial_merge_size
-            rows, cols = _native_size(processor, height, width, patch * merge)
-            arguments = {"image_grid_thw": torch.tensor([[1, rows // patch, cols // patch]])}
-            features = [torch.empty(rows * cols // (patch * merge) ** 2, 1)]
-        else:
-            arguments = {"image_sizes": torch.tensor([[height, width]])}
-            crop = self.vision.image_size // self.vision.patch_size
-            features = [torch.empty(crop**2, 1)]
-        return self.family.pictures("image", arguments, features)[0].layout
+        return self.family.layout(*self.family.fitted(height, width, processor))
 
     def _picture(
         self, picture: Any, processor: Any
     ) -> tuple[Any, TokenLayout, tuple[int, int, int] | None]:
         """The picture made smaller (None: left out), its layout before, its grid now."""
         full = self._layout(picture.size, processor)
-        if self.native:
-            return self._native(picture, full, processor)
+        if self.family.cell is not None:
+            return self._native(picture, full, processor, self.family.cell)
         if self.side is None:
             return None, full, None
         planned = (full.n_tiles, self.side, self.side)
-        if getattr(self.config, "image_grid_pinpoints", None) is None:
+        if not self.family.mosaic:
             return picture, full, planned  # the processor brings every picture to one size
         return self._mosaic(picture, full, processor), full, planned
 
-    def _native(self, picture: Any, full: TokenLayout, processor: Any) -> tuple:
+    def _native(self, picture: Any, full: TokenLayout, processor: Any, cell: int) -> tuple:
         rows, cols = full.patch_grid
         grid = self.method.checked_grid(rows, cols, square=False)
         if grid is None:
             return None, full, None
-        cell = self.vision.patch_size * self.vision.spatial_merge_size
         height, width = grid[0] * cell, grid[1] * cell
-        if _native_size(processor, height, width, cell) != (height, width):
-            least = -(-_limits(processor)[0] // cell**2)
+        if self.family.fitted(height, width, processor) != (height, width):
+            least = self.family.fewest(processor)
             raise MethodError(
                 f"{self.method.name}: {grid[0] * grid[1]} of {rows * cols} tokens are asked, but "
                 f"the processor makes no picture of fewer than {least}: at most "
@@ -142,53 +107,21 @@ class InputStage:
 
     def _mosaic(self, picture: Any, full: TokenLayout, processor: Any) -> Any:
         """A picture so much smaller that the library cuts it into as many smaller crops."""
-        scale = self.pixels / self.vision.image_size
-        exact = [length * scale for length in picture.size]
+        exact = [length * self.scale for length in picture.size]
         sizes = [tuple(max(1, round(n)) for n in exact), tuple(max(1, int(n)) for n in exact)]
         sizes.append(tuple(int(n) + 1 for n in exact))
-        for size in sizes:  # rounding may tip the choice between two mosaics
+        for width, height in sizes:  # rounding may tip the choice between two mosaics
             with self.encoding():
-                now = self._layout(size, processor)
+                now = self._layout((width, height), processor)
             if (now.n_tiles, now.tile_grid) == (full.n_tiles, full.tile_grid):
-                return _resized(picture, *size)
+                return _resized(picture, width, height)
         raise MethodError(
-            f"{self.method.name}: a picture of {picture.size} at {scale:.3f} of its size is no "
-            f"longer cut into {full.n_tiles} crops; use another ratio"
+            f"{self.method.name}: a picture of {picture.size} at {self.scale:.3f} of its size is "
+            f"no longer cut into {full.n_tiles} crops; use another ratio"
         )
-
-    def _processor(self, processor: Any) -> Any:
-        if self.side is None:
-            return processor
-        small = copy.copy(processor)
-        small.image_processor = images = copy.deepcopy(processor.image_processor)
-        for name in ("size", "crop_size"):
-            if (given := getattr(images, name, None)) is not None:
-                setattr(images, name, type(given)(**dict.fromkeys(dict(given), self.pixels)))
-        if getattr(images, "image_grid_pinpoints", None) is not None:
-            images.image_grid_pinpoints = self._scaled(images.image_grid_pinpoints)
-        if hasattr(small, "num_image_tokens"):
-            small.num_image_tokens = self.side**2
-        return small
-
-
-def _interpolate(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple:
-    return args, {**kwargs, "interpolate_pos_encoding": True}
 
 
 def _resized(picture: Any, width: int, height: int) -> Any:
     from PIL import Image
 
     return picture.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def _limits(processor: Any) -> tuple[int, int]:
-    """Fewest and most pixels a native-resolution processor makes of a picture."""
-    size = processor.image_processor.size
-    return size["shortest_edge"], size["longest_edge"]
-
-
-def _native_size(processor: Any, height: int, width: int, cell: int) -> tuple[int, int]:
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-    least, most = _limits(processor)
-    return smart_resize(height, width, factor=cell, min_pixels=least, max_pixels=most)

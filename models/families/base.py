@@ -13,6 +13,8 @@ what pictures one call makes            ``pictures``: layout (views, row ends, s
                                         and place in the call; ``group``: which outputs are one
                                         picture
 how patches become tokens               ``own``, ``per_token``
+how a smaller picture is asked for      ``cell``, ``crop_side``, ``mosaic``, ``layout``, ``fitted``,
+                                        ``smaller_crops``, ``smaller_processor``
 what else follows the tokens            ``scalar_positions``, ``rotary``, ``follow``
 ======================================  ============================================================
 
@@ -22,6 +24,7 @@ Adding a family is one file and one line of ``models/supported.py``.
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -236,6 +239,43 @@ class Family(abc.ABC):
         joins those of one run of placeholders.
         """
         return images
+
+    # Smaller pictures. Two kinds of encoders: pictures keep their resolution (``cell``), or are
+    # brought to square crops of one size (``crop_side``), one or a mosaic of them.
+    @property
+    def cell(self) -> int | None:
+        """Pixels along a side of one token, where pictures keep their resolution; else None."""
+        return None
+
+    @property
+    def crop_side(self) -> int:
+        """Patches along a side of the crops that the encoder takes, as the config says now."""
+        raise NotImplementedError(f"{type(self).__name__} takes no crops of one size")
+
+    @property
+    def mosaic(self) -> bool:
+        """A picture is cut into several crops."""
+        return False
+
+    @abc.abstractmethod
+    def layout(self, height: int, width: int) -> TokenLayout:
+        """Layout of one picture of so many pixels (``fitted`` ones), as the config says now."""
+
+    def fitted(self, height: int, width: int, processor: Any) -> tuple[int, int]:
+        """(height, width) that the processor makes of a picture where it keeps its resolution."""
+        return height, width
+
+    def fewest(self, processor: Any) -> int:
+        """Fewest tokens that the processor makes of a picture where it keeps its resolution."""
+        return 1
+
+    def smaller_crops(self, side: int) -> contextlib.AbstractContextManager[None]:
+        """While open, the encoder takes crops of ``side x side`` patches."""
+        raise NotImplementedError(f"{type(self).__name__} takes no crops of one size")
+
+    def smaller_processor(self, processor: Any, side: int) -> Any:
+        """The processor for such crops."""
+        raise NotImplementedError(f"{type(self).__name__} takes no crops of one size")
 
     # The language model.
     def follow(

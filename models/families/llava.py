@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,6 +62,56 @@ class Llava(Family):
         depth = len(self.vision_layers())
         return self.model.config.vision_feature_layer % (depth + 1) - 1
 
+    # Crops of one size.
+    @property
+    def vision(self) -> Any:
+        """The config of the vision tower."""
+        return self.model.config.vision_config
+
+    @property
+    def crop_side(self) -> int:
+        return self.vision.image_size // self.vision.patch_size
+
+    @property
+    def mosaic(self) -> bool:
+        return getattr(self.model.config, "image_grid_pinpoints", None) is not None
+
+    def layout(self, height: int, width: int) -> TokenLayout:
+        return _square(self.crop_side**2)
+
+    @contextlib.contextmanager
+    def smaller_crops(self, side: int) -> Iterator[None]:
+        config, before = self.model.config, self.vision.image_size
+        pinpoints = getattr(config, "image_grid_pinpoints", None)
+        hook = self.core.vision_tower.register_forward_pre_hook(_interpolate, with_kwargs=True)
+        try:
+            if pinpoints is not None:
+                config.image_grid_pinpoints = self._scaled(pinpoints, side)
+            self.vision.image_size = side * self.vision.patch_size
+            yield
+        finally:
+            hook.remove()
+            self.vision.image_size = before
+            if pinpoints is not None:
+                config.image_grid_pinpoints = pinpoints
+
+    def _scaled(self, pinpoints: Sequence[Sequence[int]], side: int) -> list[list[int]]:
+        full, pixels = self.vision.image_size, side * self.vision.patch_size
+        return [[n // full * pixels for n in pair] for pair in pinpoints]
+
+    def smaller_processor(self, processor: Any, side: int) -> Any:
+        small, pixels = copy.copy(processor), side * self.vision.patch_size
+        small.image_processor = images = copy.deepcopy(processor.image_processor)
+        for name in ("size", "crop_size"):
+            if (given := getattr(images, name, None)) is not None:
+                setattr(images, name, type(given)(**dict.fromkeys(dict(given), pixels)))
+        if getattr(images, "image_grid_pinpoints", None) is not None:
+            images.image_grid_pinpoints = self._scaled(images.image_grid_pinpoints, side)
+        if hasattr(small, "num_image_tokens"):
+            small.num_image_tokens = side**2
+        return small
+
+    # Pictures of a call.
     def pictures(
         self, modality: str, arguments: Mapping[str, Any], features: list[Tensor]
     ) -> list[Picture]:
@@ -87,6 +139,10 @@ class Llava(Family):
         if source in ("attention", "states") and self.has_cls:
             whole = whole[:, 1:]
         return whole if picture.pool is None else picture.pool(whole)
+
+
+def _interpolate(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
+    return args, {**kwargs, "interpolate_pos_encoding": True}
 
 
 def _square(n_tokens: int) -> TokenLayout:

@@ -22,10 +22,14 @@ class LlavaNext(Llava):
         self.check_call(arguments)
         found, start = [], 0
         for size in sizes_of(arguments):
-            layout = self._packed_layout(size, self.tile_grid(size))
+            layout = self.layout(*size)
             found.append(Picture(layout, slice(start, start + layout.n_tiles)))
             start += layout.n_tiles
         return found
+
+    def layout(self, height: int, width: int) -> TokenLayout:
+        size = (height, width)
+        return self._packed_layout(size, self.tile_grid(size))
 
     def tile_grid(self, size: Sequence[int]) -> tuple[int, int]:
         """(rows, cols) of the mosaic that the library chooses for an image of (height, width)."""
@@ -37,14 +41,9 @@ class LlavaNext(Llava):
         )
         return int(grid[0]), int(grid[1])
 
-    def side(self) -> int:
-        """Patches along one side of a crop."""
-        vision = self.model.config.vision_config
-        return vision.image_size // vision.patch_size
-
     def marks(self, n_tiles: int) -> Tensor:
         """``[tiles, P, 2]`` every encoder token marked with its (tile, patch)."""
-        patches = self.side() ** 2
+        patches = self.crop_side**2
         tile = torch.arange(n_tiles)[:, None].expand(n_tiles, patches)
         return torch.stack([tile, torch.arange(patches).expand(n_tiles, patches)], dim=-1)
 
@@ -57,7 +56,7 @@ class LlavaNext(Llava):
             image_newline=torch.tensor([-1, -1]),
         )
         tile, patch = packed[0].unbind(-1)
-        return anyres_layout(tile, patch, self.side(), tile_grid)
+        return anyres_layout(tile, patch, self.crop_side, tile_grid)
 
 
 def sizes_of(arguments: Mapping[str, Any]) -> list[list[int]]:

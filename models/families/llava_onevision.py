@@ -83,17 +83,22 @@ class LlavaOnevision(LlavaNext):
         )
         return packed[0].reshape(-1, *values.shape[2:])
 
+    def layout(self, height: int, width: int) -> TokenLayout:
+        return self._onevision_layout(
+            (height, width), True, self.model.config.vision_aspect_ratio
+        )
+
     def _onevision_layout(self, size: Sequence[int], tiled: bool, aspect: str) -> TokenLayout:
         grid = self.tile_grid(size) if tiled else None
         marks = self.marks(1 + (grid[0] * grid[1] if grid else 0))
         packed = self._packed(size, aspect, marks, -1)
         exact = len(packed) == len(self._packed(size, f"anyres_max_{10**6}", marks, -1))
         if not exact:
-            canvas = torch.arange(len(packed)) >= self.side() ** 2
+            canvas = torch.arange(len(packed)) >= self.crop_side**2
             inside = canvas & (packed[:, 0] != -1)
             packed = packed.masked_fill(inside[:, None], SHRUNK)
         tile, patch = packed.long().unbind(-1)
-        return anyres_layout(tile, patch, self.side(), grid)
+        return anyres_layout(tile, patch, self.crop_side, grid)
 
 
 def _video_layout(n_tokens: int, frames: int) -> TokenLayout:

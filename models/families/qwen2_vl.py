@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtprune.methods import TokenLayout
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families.base import (
     IMAGE_AND_VIDEO,
@@ -71,6 +72,23 @@ class Qwen2VL(Family):
             start = place.stop
         return found
 
+    @property
+    def cell(self) -> int:
+        vision = self.model.config.vision_config
+        return vision.patch_size * vision.spatial_merge_size
+
+    def layout(self, height: int, width: int) -> TokenLayout:
+        return grids_layout("image", 1, height // self.cell, width // self.cell)
+
+    def fitted(self, height: int, width: int, processor: Any) -> tuple[int, int]:
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        least, most = _pixels(processor)
+        return smart_resize(height, width, factor=self.cell, min_pixels=least, max_pixels=most)
+
+    def fewest(self, processor: Any) -> int:
+        return -(-_pixels(processor)[0] // self.cell**2)
+
     def own(self, picture: Picture, source: str, values: list[Any]) -> list[Any]:
         """Segments, or positions of the one sequence; no segment reaches over two pictures."""
         if source == "projector_out":
@@ -99,6 +117,12 @@ class Qwen2VL(Family):
             tokens = tokens[torch.argsort(picture.order).to(tokens.device)]
         rows, cols = picture.layout.patch_grid
         return tokens.unflatten(0, (picture.layout.n_tiles, rows * cols))
+
+
+def _pixels(processor: Any) -> tuple[int, int]:
+    """Fewest and most pixels that a native-resolution processor makes of a picture."""
+    size = processor.image_processor.size
+    return size["shortest_edge"], size["longest_edge"]
 
 
 class Qwen25VL(Qwen2VL):
