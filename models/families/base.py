@@ -14,7 +14,7 @@ what pictures one call makes            ``pictures``: layout (views, row ends, s
                                         picture
 how patches become tokens               ``own``, ``per_token``
 how a smaller picture is asked for      ``cell``, ``crop_side``, ``mosaic``, ``layout``, ``fitted``,
-                                        ``smaller_crops``, ``smaller_processor``
+                                        ``fewest``, ``smaller_crops``, ``smaller_processor``
 what else follows the tokens            ``scalar_positions``, ``rotary``, ``follow``
 ======================================  ============================================================
 
