@@ -11,6 +11,7 @@ import torch
 
 from tests import tiny
 from vtprune import methods, places
+from vtprune.harness.cell.sharing import VisionCache
 from vtprune.models import prune, signals
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families import adapter, family_of
@@ -133,6 +134,22 @@ def test_a_package_from_outside_registers_a_signal_and_a_method_reads_it_at_any_
         (keys,), (norms,) = (read(family, name, LayerReader) for name in ("keys", "key_norm"))
         assert torch.allclose(norms, keys.norm(dim=-1).mean(1), atol=1e-5)
     assert signals.available("encoder")["value_norm"].about.startswith("``[B, n]`` length")
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_remembered_encoder_call_gives_the_same_signals(family):
+    """Also those heard at a layer that the call before did not read."""
+    cache, model = VisionCache(10**8), tiny.model(family)
+    feed = tiny.inputs(family, [tiny.prompt(family, 0)])
+    names = ("received_attention@0", "encoder_states@0", "vision_values", "vision_features")
+    for name in names * 2:
+        seen: list[torch.Tensor] = []
+        with prune(model, Reader(ratio=0.5, reads=name, seen=(seen,))) as run, torch.no_grad():
+            run.shared = cache
+            model(**feed)
+        for mine, alone in zip(seen, read(family, name), strict=True):
+            assert torch.equal(mine, alone), name
+    assert (cache.misses, cache.hits) == (4, 4)
 
 
 def test_a_name_that_is_taken_and_a_source_that_is_not_there_are_refused(registered):
