@@ -1,4 +1,4 @@
-"""State of one batch from its prefill to its last decoding step, and small functions on it."""
+"""The prompts of one prefill, and small functions on arguments and pictures."""
 
 from __future__ import annotations
 
@@ -14,45 +14,50 @@ from torch import Tensor
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families import CapturedImage
 from vtprune.models.record import SampleRecord
-from vtprune.models.signals import Heard
 
 
 @dataclass
-class Slots:
-    """Columns of one layer's sequence."""
+class Prompts:
+    """What is asked, one prompt a row. Attributes marked H live on the host.
 
-    entry: Tensor  # [B, M] entry column of every slot
-    valid: Tensor  # [B, M]
-    shift: Tensor  # [B] what `compact` positions subtract while decoding
+    Attributes:
+        ids: ``[B, L]`` H.
+        valid: bool ``[B, L]`` H, False in the padding of the batch.
+        codes: ``[B, L]`` H, modality of every column, 0 = text or padding.
+        images: of every row, in prompt order.
+        names: of every row; equal ones next to each other may be beams, or not.
+        beams: rows per sample.
+        foreground, questions: as given to ``PruningRun.begin``, per sample.
+        records: one a row.
+    """
 
-
-@dataclass
-class Batch:
-    input_ids: Tensor
-    cacheless: bool
-    codes: Tensor  # [B, L] modality of every prompt column, 0 = text
-    visual: Tensor  # bool [B, L], prompt coordinates
-    sample_ids: list[str]
-    grows: bool  # a cache-less decoding step of the batch before
-    repeats: bool  # ... whose decision stands
-    images: list[list[CapturedImage]] = field(default_factory=list)
+    ids: Tensor
+    valid: Tensor
+    codes: Tensor
+    images: list[list[CapturedImage]]
+    names: list[str] = field(default_factory=list)
+    beams: int = 1
     foreground: list[list[Tensor]] | None = None
     questions: list[str] | None = None
     records: list[SampleRecord] = field(default_factory=list)
-    prompt: Tensor | None = None  # [B, M] prompt column of every entry column
-    entry_valid: Tensor | None = None
-    entry_positions: Tensor | None = None
-    entry_visual: Tensor | None = None
-    shortened: bool = False  # tokens left before layer 0
-    shift: Tensor | None = None
-    last_position: Tensor | None = None
-    plans: list[tuple[int, ...]] | None = None
-    slots: Slots | None = None
-    layers: dict[int, Slots] = field(default_factory=dict)
-    tapped: Heard | None = None
-    step_positions: Tensor | None = None
-    embeddings: Tensor | None = None  # what entered layer 0, if a method asks for it
-    prefilling: bool = True
+
+    @property
+    def visual(self) -> Tensor:
+        """bool ``[B, L]`` H."""
+        return self.codes > 0
+
+    @functools.cached_property
+    def columns(self) -> list[Tensor]:
+        """Per row the columns of its visual tokens, int64 ``[V]`` H."""
+        return [torch.nonzero(row).squeeze(1) for row in self.visual]
+
+    @functools.cached_property
+    def padded(self) -> bool:
+        return not bool(self.valid.all())
+
+    def sample(self, row: int) -> int:
+        """Number of the sample that a row asks about."""
+        return row // self.beams
 
 
 def by_name(
@@ -71,19 +76,18 @@ def row_positions(position_ids: Tensor | None, embeds: Tensor) -> Tensor:
     return position_ids.expand(len(embeds), -1)
 
 
-def extended(valid: Tensor, grown: int) -> Tensor:
-    """``valid [B, M]`` followed by ``grown`` generated tokens, all visible."""
-    return torch.cat([valid, valid.new_ones(len(valid), grown)], dim=1)
-
-
 def images_per_row(
-    images: dict[str, list[CapturedImage]], modalities: list[str], codes: Tensor
+    images: Mapping[str, list[CapturedImage]], modalities: list[str], codes: Tensor
 ) -> list[list[CapturedImage]]:
-    """Deal images, in prompt order, to the rows whose placeholders they fill."""
+    """Deal images, in prompt order, to the rows whose placeholders they fill.
+
+    Raises:
+        PruningUnsupported: placeholders without an image, or an image without placeholders.
+    """
     queues = [list(images.get(modality, ())) for modality in modalities]
     rows = []
-    for row in codes:
-        placeholders = row[row > 0].tolist()
+    for row in codes.tolist():
+        placeholders = [code for code in row if code > 0]
         mine, place = [], 0
         while place < len(placeholders):
             queue = queues[placeholders[place] - 1]
@@ -92,18 +96,14 @@ def images_per_row(
             mine.append(queue.pop(0))
             place += len(mine[-1].layout)
         if place != len(placeholders):
-            raise PruningUnsupported("visual tokens of the prompt do not match the encoded images")
+            raise PruningUnsupported(
+                "visual tokens of the prompt do not match the encoded images: give the pictures "
+                "of the whole prompt in one forward (no chunks)"
+            )
         rows.append(mine)
     if any(queues):
         raise PruningUnsupported("more images were encoded than the prompt has places for")
     return rows
-
-
-def extends(before: Batch, ids: Tensor) -> bool:
-    """``ids`` are the prompts of the batch before with more tokens behind them."""
-    old = before.input_ids
-    same_rows = ids.shape[0] == old.shape[0] and ids.shape[1] > old.shape[1]
-    return same_rows and torch.equal(ids[:, : old.shape[1]], old)
 
 
 def once(signals: Mapping[str, Callable[[], Tensor]]) -> dict[str, Callable[[], Tensor]]:
@@ -115,11 +115,3 @@ def view_sizes(image: CapturedImage) -> list[int]:
     layout = image.layout
     real = ~layout.newline
     return [int((real & (layout.view == v)).sum()) for v in range(len(layout.kinds))]
-
-
-def beams_per_sample(sample_ids: list[str]) -> int:
-    """Rows per sample: equal names next to each other are beams of one sample."""
-    runs = 1
-    while runs < len(sample_ids) and sample_ids[runs] == sample_ids[0]:
-        runs += 1
-    return runs if len(sample_ids) % runs == 0 else 1

@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
-
 from vtprune import methods
 from vtprune.methods.base import PruningMethod
+from vtprune.models import refuse
 from vtprune.models.families import family_of
 from vtprune.models.input_stage import InputStage
 from vtprune.models.run import PruningRun
@@ -41,8 +40,7 @@ def prune(
         methods.MethodError: unknown method or option, or a value out of range.
         PruningUnsupported: a model, cache or call that cannot be pruned correctly.
     """
-    if not isinstance(model, nn.Module):
-        model = model.model
+    model = refuse.bare(model)
     if not isinstance(method, PruningMethod):
         method = methods.build(method, **options)
     elif options:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from vtprune.models.errors import PruningUnsupported
@@ -19,7 +17,8 @@ class RowReading:
 
     Attributes:
         layer: the layer at whose input tokens are dropped.
-        hidden: ``[n, d]`` states entering it; valid: bool ``[n]``; mine: ``[V]`` visual slots.
+        hidden: ``[n, d]`` states entering it; valid: bool ``[n]``; mine: ``[V]`` visual slots;
+            text: ``[Q]`` slots of the text after the first picture of the prompt.
         tapped: queries ``[H, n, dh]``, keys and values ``[H_kv, n, dh]`` and logit scale of the
             layer before.
         rotation: cos and sin ``[n, dh]`` of the slots.
@@ -33,6 +32,7 @@ class RowReading:
     hidden: Tensor
     valid: Tensor
     mine: Tensor
+    text: Tensor
     tapped: Heard | None
     rotation: tuple[Tensor, Tensor]
     positions: Tensor
@@ -47,14 +47,6 @@ class RowReading:
             PruningUnsupported: unknown name, or attention that was not observed.
         """
         return asked(name, "language").signal.recipe(self)
-
-    @cached_property
-    def text(self) -> Tensor:
-        """``[Q]`` slots of the text after the (first) image."""
-        rows = self.valid.clone()
-        rows[self.mine] = False
-        rows[: int(self.mine[0])] = False
-        return torch.nonzero(rows).squeeze(1)
 
     @property
     def tap(self) -> Heard:

@@ -95,6 +95,14 @@ class SampleRecord:
             return 0.0
         return 1.0 - sum(self.visual_per_layer) / (self.n_layers * self.visual_tokens_asked)
 
+    def settle(self) -> None:
+        """Bring tensors to the host; until a record is read they wait where they were made."""
+        self.stages = [(layer, alive.cpu()) for layer, alive in self.stages]
+        self.rewrites = {
+            layer: (where.cpu(), features.cpu())
+            for layer, (where, features) in self.rewrites.items()
+        }
+
     def alive(self, layer: int) -> Tensor:
         """bool ``[V]``: visual tokens entering ``layer``."""
         mask = torch.ones(self.visual_tokens, dtype=torch.bool)

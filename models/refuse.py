@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from vtprune.methods.base import PruningMethod
 from vtprune.models import signals
+from vtprune.models.batch import Prompts
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families import Family
 from vtprune.models.text_tower import TextTower
@@ -33,9 +36,8 @@ def model_and_method(family: Family, method: PruningMethod, tower: TextTower | N
     """
     if method.ratio == 0:
         return
-    config = family.language_model.config
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise PruningUnsupported("text models with sliding-window attention cannot be pruned")
+    _windows(family.language_model.config)
+    not_compiled(family)
     read = [(part, text) for part in method.chain if part.ratio > 0 for text in part.needs]
     asked = [(part, signals.asked(text, _SIDES[part.place])) for part, text in read]
     if any(one.signal.cls for _, one in asked) and not family.has_cls:
@@ -52,6 +54,92 @@ def model_and_method(family: Family, method: PruningMethod, tower: TextTower | N
         raise PruningUnsupported(
             f"{method.name}: positions=compact is not defined for m-rope; use original"
         )
+
+
+def _windows(config: Any) -> None:
+    """Check that every layer of the language model sees the whole prompt, however that is said."""
+    kinds = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    if set(kinds or ()) - {"full_attention"} or (kinds is None and window is not None):
+        raise PruningUnsupported(
+            "text models with sliding-window or chunked attention cannot be pruned"
+        )
+
+
+def bare(model: Any) -> nn.Module:
+    """The Hugging Face model behind an object that holds or wraps one.
+
+    Raises:
+        PruningUnsupported: it is wrapped by ``torch.compile``.
+    """
+    if not isinstance(model, nn.Module):
+        model = model.model
+    if hasattr(model, "get_base_model"):  # PEFT
+        model = model.get_base_model()
+    if hasattr(model, "_orig_mod"):
+        raise PruningUnsupported(f"{_COMPILED}: give the model itself, not torch.compile(model)")
+    return model
+
+
+def not_compiled(family: Family) -> None:
+    """Check that hooks run: what was compiled before them goes past them without a word.
+
+    Raises:
+        PruningUnsupported: the model or a part of it is compiled.
+    """
+    whole = (family.model, family.core, family.language_model)
+    for module in (*whole, *family.layers):
+        forward = vars(module).get("forward")
+        if module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable"):
+            raise PruningUnsupported(f"{_COMPILED} ({type(module).__name__} is): load it anew")
+
+
+_COMPILED = "compiled models cannot be pruned, their hooks do not run"
+
+
+def option(family: Family, named: dict[str, Any], name: str) -> Any:
+    """The value of a generation option in force: of the call, its config, the model's."""
+    configs = (named.get("generation_config"), family.model.generation_config)
+    values = [named.get(name), *(getattr(config, name, None) for config in configs)]
+    return next((value for value in values if value is not None), None)
+
+
+def generation(family: Family, named: dict[str, Any]) -> None:
+    """Check that a call of ``generate`` can be followed, before anything runs.
+
+    Raises:
+        PruningUnsupported: it cannot.
+    """
+    not_compiled(family)
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
+        if option(family, named, name) is not None:
+            raise PruningUnsupported(
+                f"assisted and prompt-lookup decoding crop the cache and cannot be pruned: leave "
+                f"{name} out"
+            )
+    if option(family, named, "prefill_chunk_size") is not None:
+        raise PruningUnsupported(
+            "chunked prefill cannot be pruned, tokens are chosen from the whole prompt: leave "
+            "prefill_chunk_size out"
+        )
+
+
+def picture_at_the_end(prompts: Prompts, prunes: bool) -> None:
+    """Check that the last token of every prompt, where the answer is read, is text.
+
+    Raises:
+        PruningUnsupported: it belongs to a picture, and could be dropped.
+    """
+    if not prunes:
+        return
+    for valid, visual in zip(prompts.valid, prompts.visual, strict=True):
+        if bool(valid.any()) and bool(visual[int(valid.nonzero().max())]):
+            raise PruningUnsupported(
+                "the prompt ends with a picture: its last token, from which the answer is read, "
+                "could be dropped; put text after the picture"
+            )
 
 
 def _encoder_signal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,15 @@ from torch import Tensor
 from vtprune.methods.base import PruningMethod
 from vtprune.models.input_stage import InputStage
 from vtprune.models.record import SampleRecord, Unreduced
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What the next prompts are called, and what was given along with them."""
+
+    names: list[str]
+    foreground: list[list[Tensor]] | None
+    questions: list[str] | None
 
 
 class PruningRun:
@@ -23,10 +33,8 @@ class PruningRun:
         self.method = method
         self.clock: Callable[[], float] = time.perf_counter
         self.shared: Any = None  # remembers encoder calls across runs
-        self.records: list[SampleRecord] = []
-        self._sample_ids: list[str] | None = None
-        self._foreground: list[list[Tensor]] | None = None
-        self._questions: list[str] | None = None
+        self._records: list[SampleRecord] = []
+        self._begun: Begun | None = None
         self._input: InputStage | None = None
         self._unreduced: list[Unreduced] | None = None
 
@@ -67,11 +75,30 @@ class PruningRun:
                 methods that read the signal ``fg_mask``.
             questions: per row what is asked, for methods that read ``clip_similarity``.
         """
-        self._sample_ids = [str(s) for s in sample_ids]
-        self._foreground = foreground
-        self._questions = questions
+        self._begun = Begun([str(s) for s in sample_ids], foreground, questions)
+
+    @property
+    def begins(self) -> bool:
+        """Prompts were named that have not come yet."""
+        return self._begun is not None
+
+    def begun(self) -> Begun | None:
+        """What :meth:`begin` was given for the prompts that come now; they are no longer due."""
+        given, self._begun = self._begun, None
+        return given
+
+    def add(self, records: list[SampleRecord]) -> None:
+        """Records of prompts that were asked, one a row; for the runtime."""
+        self._records += records
+
+    @property
+    def records(self) -> list[SampleRecord]:
+        """Records made and not yet taken, in row order, with their tensors on the host."""
+        for record in self._records:
+            record.settle()
+        return self._records
 
     def take(self) -> list[SampleRecord]:
         """Records made since the last call, in row order; they leave the run."""
-        taken, self.records = self.records, []
+        taken, self._records = self.records, []
         return taken
