@@ -55,15 +55,22 @@ def attention_mask(
         return None
     if "flash" in kernel:
         return valid.long()
-    query = torch.arange(n_key - n_query, n_key, device=valid.device).unsqueeze(1)
-    key = torch.arange(n_key, device=valid.device).unsqueeze(0)
-    # A padding query sees itself: a row without any visible key is NaN in some kernels.
-    visible = ((key <= query) & valid[:, None, None, :]) | (key == query)
+    # The last position sees all that is valid.
+    visible = valid[:, None, None, :] if n_query == 1 else _causal(valid, n_query)
     if kernel == "eager":
         return torch.zeros(visible.shape, dtype=dtype, device=valid.device).masked_fill(
             ~visible, torch.finfo(dtype).min
         )
     return visible
+
+
+def _causal(valid: Tensor, n_query: int) -> Tensor:
+    """bool ``[B, 1, n_query, kv]`` keys that the last ``n_query`` positions see."""
+    n_key = valid.shape[1]
+    query = torch.arange(n_key - n_query, n_key, device=valid.device).unsqueeze(1)
+    key = torch.arange(n_key, device=valid.device).unsqueeze(0)
+    # A padding query sees itself: a row without any visible key is NaN in some kernels.
+    return ((key <= query) & valid[:, None, None, :]) | (key == query)
 
 
 def unmasked(n_query: int, n_key: int, kernel: str) -> bool:

@@ -9,6 +9,7 @@ which masks then hide. The chain belongs to the cache that the prefill filled, s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +98,7 @@ class Chain:
     beams: int = 1
     helper: bool = False
     live: bool = False
+    _shifts: tuple[list[int], Tensor] | None = None
 
     @property
     def drops(self) -> bool:
@@ -112,9 +114,17 @@ class Chain:
         """The stage in force at ``layer``."""
         return next(stage for stage in reversed(self.stages) if stage.layer <= layer)
 
+    def shifts(self, device: torch.device) -> tuple[list[int], Tensor]:
+        """Layers where positions sink anew, and by how much ``[S, B]`` from there on."""
+        if self._shifts is None or self._shifts[1].device != device:
+            moved = [(one.layer, one.shift) for one in self.stages[1:] if one.shift is not None]
+            layers = [layer for layer, _ in moved]
+            self._shifts = (layers, torch.stack([shift.to(device) for _, shift in moved]))
+        return self._shifts
+
     def rows(self, index: Tensor) -> None:
         """Follow a cache whose rows were reordered, repeated or left out."""
-        self.said = None
+        self.said = self._shifts = None
         self.last_position = self.last_position[index.to(self.last_position.device)]
         for stage in self.stages:
             for name, value in vars(stage).items():
@@ -143,11 +153,12 @@ class Step:
 
     def stage(self, layer: int, device: torch.device) -> Stage:
         found = self.chain.at(layer)
-        return self._once("stage", found, device, lambda: found.on(device))
+        return self._once("stage", found.layer, device, lambda: found.on(device))
 
     def mask(self, stage: Stage, hidden: Tensor) -> Tensor | None:
         """The kernel's mask for ``hidden [B, q, d]`` in this stage."""
-        return self._once("mask", stage, hidden.device, lambda: self._mask(stage, hidden))
+        make: Callable[[], Tensor | None] = lambda: self._mask(stage, hidden)  # noqa: E731
+        return self._once("mask", stage.layer, hidden.device, make)
 
     def _mask(self, stage: Stage, hidden: Tensor) -> Tensor | None:
         n_query, kernel = hidden.shape[1], self.family.kernel
@@ -177,22 +188,34 @@ class Step:
 
     def rotation(self, stage: Stage, hidden: Tensor, given: tuple[Tensor, ...]) -> tuple:
         """cos and sin of this stage's columns; ``given`` are those of layer 0."""
-        if stage.shift is None and self.decoding:
+        if stage.shift is not None and self.decoding:
+            return self._decoding_rotations(hidden)[stage.layer]
+        if self.decoding or (stage.shift is None and stage.entry is None):
             return given
-        make = lambda: self._rotation(stage, hidden, given)  # noqa: E731
-        return self._once("rotation", stage, hidden.device, make)
+        made: Callable[[], tuple] = lambda: self._rotation(stage, hidden, given)  # noqa: E731
+        return self._once("rotation", stage.layer, hidden.device, made)
 
     def _rotation(self, stage: Stage, hidden: Tensor, given: tuple[Tensor, ...]) -> tuple:
-        if stage.shift is not None:
+        if stage.shift is not None or stage.entry is None:
             return self.family.rotary(hidden, self.positions(stage))
-        if stage.entry is None:
-            return given
         entry = with_tail(stage.entry, self.chain.stages[0].width, self.grown)
         rows = (r.to(hidden.device).expand(len(hidden), -1, -1) for r in given)
         return tuple(gather_rows(r, entry) for r in rows)
 
-    def _once(self, what: str, stage: Stage, device: torch.device, make: Any) -> Any:
-        key = (what, stage.layer, device)
+    def _decoding_rotations(self, hidden: Tensor) -> dict[int, tuple[Tensor, ...]]:
+        """Of all stages at once, by their layers: stages differ by what positions sink alone."""
+
+        def make() -> dict[int, tuple[Tensor, ...]]:
+            layers, shifts = self.chain.shifts(hidden.device)
+            rows = self.base.to(hidden.device)[None] - shifts[:, :, None]
+            turned = self.family.rotary(hidden, rows.flatten(0, 1))
+            stages = [one.unflatten(0, rows.shape[:2]).unbind(0) for one in turned]
+            return dict(zip(layers, zip(*stages, strict=True), strict=True))
+
+        return self._once("rotations", -1, hidden.device, make)
+
+    def _once(self, what: str, layer: int, device: torch.device, make: Callable[[], Any]) -> Any:
+        key = (what, layer, device)
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]

@@ -8,7 +8,8 @@ import torch
 from tests import tiny
 from vtprune import methods
 from vtprune.methods import LayerMethod, TokenMethod
-from vtprune.models import prune, runtime
+from vtprune.models import decode, enter, layers, prune, runtime, stage
+from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families.llava import Llava
 from vtprune.models.oracle import masked
 from vtprune.models.packing import pack_left
@@ -64,14 +65,15 @@ def test_the_checks_are_green_without_a_defect():
 
 @pytest.mark.parametrize(("name", "options"), [("l2norm", TOKEN), ("fastv", LAYER)])
 def test_tokens_in_score_order_instead_of_position_order(monkeypatch, name, options):
-    def reversed_order(keep):
-        order, _ = pack_left(keep)
+    def reversed_order(keep, width):
+        order, _ = pack_left(keep, width)
         middle = slice(order.shape[1] // 3, order.shape[1] // 2)
         order = order.clone()
         order[:, middle] = order[:, middle].flip(1)
         return order, keep.gather(1, order)
 
-    monkeypatch.setattr(runtime, "pack_left", reversed_order)
+    monkeypatch.setattr(layers, "pack_left", reversed_order)
+    monkeypatch.setattr(enter, "pack_left", reversed_order)
     with pytest.raises(AssertionError):
         check_masking_equivalence(name, rows=1, **options)
 
@@ -81,7 +83,7 @@ def test_the_scoring_layer_runs_twice_and_doubles_its_cache(monkeypatch):
 
     def twice(self, number, module, args, kwargs):
         cache = kwargs.get("past_key_values")
-        if self.batch is not None and self.batch.prefilling and number == LAYER["K"]:
+        if self._forward.choosing is not None and number == LAYER["K"]:
             entry = cache.layers[number - 1]
             entry.keys = torch.cat([entry.keys, entry.keys], dim=2)
             entry.values = torch.cat([entry.values, entry.values], dim=2)
@@ -99,39 +101,39 @@ def test_the_ratio_is_ignored(monkeypatch):
 
 
 def test_the_drop_happens_one_layer_late(monkeypatch):
-    inner = runtime.Runtime._due
-    monkeypatch.setattr(runtime.Runtime, "_due", lambda self, layer: inner(self, layer - 1))
+    inner = layers.Choosing.due
+    monkeypatch.setattr(layers.Choosing, "due", lambda self, layer: inner(self, layer - 1))
     with pytest.raises((AssertionError, RuntimeError)):
         check_counts("fastv", **LAYER)
 
 
 def test_survivors_are_silently_renumbered(monkeypatch):
-    inner = runtime.Runtime._shorten
+    def renumbered(self, stage):
+        return torch.arange(stage.width)[None]
 
-    def renumbered(self, named, *rest):
-        args, named = inner(self, named, *rest)
-        named["position_ids"] = torch.arange(named["inputs_embeds"].shape[1])[None]
-        return args, named
-
-    monkeypatch.setattr(runtime.Runtime, "_shorten", renumbered)
+    monkeypatch.setattr(runtime.Step, "columns", renumbered)
     with pytest.raises(AssertionError):
         check_masking_equivalence("l2norm", rows=1, **TOKEN)
 
 
 def test_rotary_angles_are_not_sliced_at_the_dropping_layer(monkeypatch):
-    def unsliced(self, hidden, rotation):
-        return tuple(r[:, : hidden.shape[1]] for r in rotation)
+    def unsliced(self, stage, hidden, given):
+        return tuple(r[:, : hidden.shape[1]] for r in given)
 
-    monkeypatch.setattr(runtime.Runtime, "_slot_rotation", unsliced)
+    monkeypatch.setattr(runtime.Step, "rotation", unsliced)
     with pytest.raises(AssertionError):
         check_masking_equivalence("fastv", rows=1, **LAYER)
 
 
 def test_padding_is_visible_while_decoding(monkeypatch):
-    def all_visible(valid, grown):
-        return valid.new_ones(len(valid), valid.shape[1] + grown)
+    inner = stage.Step.mask
 
-    monkeypatch.setattr(runtime, "extended", all_visible)
+    def all_visible(self, there, hidden):
+        there.full = there.full or self.decoding
+        self.tail = None if self.decoding else self.tail
+        return inner(self, there, hidden)
+
+    monkeypatch.setattr(stage.Step, "mask", all_visible)
     for name, options in (("l2norm", TOKEN), ("fastv", LAYER)):
         with pytest.raises(AssertionError):
             check_masking_equivalence(name, **options)
@@ -147,13 +149,34 @@ def test_the_image_span_is_off_by_one(monkeypatch):
 
 
 def test_decode_counts_positions_from_the_shortened_cache(monkeypatch):
-    inner = runtime.Runtime._begin_decode
+    inner = decode.follow
 
-    def short(self, named, cache):
-        named["position_ids"] = torch.tensor([[cache.get_seq_length()]])
-        inner(self, named, cache)
-        return (), named
+    def short(family, chain, named):
+        named["position_ids"] = torch.tensor([[named["past_key_values"].get_seq_length()]])
+        return inner(family, chain, named)
 
-    monkeypatch.setattr(runtime.Runtime, "_begin_decode", short)
+    monkeypatch.setattr(decode, "follow", short)
     with pytest.raises(AssertionError):
         check_masking_equivalence("l2norm", rows=1, **TOKEN)
+
+
+def test_a_later_forward_follows_the_chain_of_the_last_prefill(monkeypatch):
+    """State of the context instead of state of the cache: two requests in turns come apart."""
+    last = []
+    inner = runtime.hold
+    monkeypatch.setattr(runtime, "hold", lambda cache, chain: (last.append(chain),
+                                                               inner(cache, chain)))  # fmt: skip
+    monkeypatch.setattr(runtime, "chain_of", lambda cache: last[-1])
+    model = tiny.model("llava_next")
+    feeds = [tiny.inputs("llava_next", [tiny.prompt("llava_next", i)]) for i in (0, 1)]
+    step = torch.tensor([[30]])
+    with prune(model, "fastv", **LAYER), torch.no_grad():
+        first = model(**feeds[0], use_cache=True).past_key_values
+        alone = model(input_ids=step, past_key_values=first).logits
+        first = model(**feeds[0], use_cache=True).past_key_values
+        model(**feeds[1], use_cache=True)
+        try:
+            turns = model(input_ids=step, past_key_values=first).logits
+        except (PruningUnsupported, RuntimeError):
+            return
+    assert not torch.allclose(alone, turns, atol=1e-4)
