@@ -21,7 +21,7 @@ from tests.mutation.tools import Defects, assert_noticed
 from tests.selection_tools import Batch, check
 from tests.test_text_tower import save_clip
 from vtprune.methods import LayerMethod, Selection, TokenLayout, TokenMethod, View
-from vtprune.models import runtime
+from vtprune.models import enter, layers
 from vtprune.models.encoder_merge import EncoderMerging
 from vtprune.models.families import llava, llava_next, qwen2_vl
 from vtprune.models.layer_signals import RowReading
@@ -97,16 +97,14 @@ def distances_without_gaps(put: Defects) -> None:
 
 
 def text_of_the_whole_prompt(put: Defects) -> None:
-    """The text before the picture rates, too."""
+    """The text before the picture gives pivots, too."""
 
-    def every(self: RowReading) -> Tensor:
-        put.calls["RowReading.text"] += 1
-        rows = self.valid.clone()
-        rows[self.mine] = False
-        return torch.nonzero(rows).squeeze(1)
+    def everything(choosing: layers.Choosing) -> layers.Choosing:
+        choosing.text = choosing.prompts.valid & ~choosing.prompts.visual
+        choosing.n_text = choosing.text.sum(1).tolist()
+        return choosing
 
-    put.calls["RowReading.text"] = 0
-    put.patch.setattr(RowReading, "text", property(every))
+    put.swap(layers.Layers, "plan", passing(everything))
 
 
 def merged_states_reversed(put: Defects) -> None:
@@ -221,14 +219,22 @@ def first_mask_for_every_picture(put: Defects) -> None:
 
 def pictures_of_a_row_exchanged(put: Defects) -> None:
     put.swap(
-        runtime, "images_per_row", passing(lambda rows: [list(reversed(row)) for row in rows])
+        enter, "images_per_row", passing(lambda rows: [list(reversed(row)) for row in rows])
     )
 
 
-def names_of_rows_left_out(put: Defects) -> None:
-    put.swap(
-        runtime.Runtime, "_names", passing(lambda names: [names[0]] * len(names))
-    )
+def every_row_draws_as_the_first(put: Defects) -> None:
+    def first(inner):
+        def choose(self, prompts, *rest):
+            names, prompts.names = prompts.names, prompts.names[:1] * len(prompts.names)
+            try:
+                return inner(self, prompts, *rest)
+            finally:
+                prompts.names = names
+
+        return choose
+
+    put.swap(enter.Entry, "_choose_row", first)
 
 
 # --- merging in the tower, and the question -----------------------------------------------------
@@ -257,7 +263,9 @@ def merged_rows_in_another_crop(put: Defects) -> None:
 
 
 def question_of_the_first_row(put: Defects) -> None:
-    put.swap(runtime.Runtime, "_question", lambda inner: lambda self, row: inner(self, 0))
+    put.swap(
+        enter.Entry, "_question", lambda inner: lambda self, prompts, row: inner(self, prompts, 0)
+    )
 
 
 def option(name: str, family: str = "llava", **options: object) -> Callable[[], None]:
@@ -274,7 +282,7 @@ CASES: list[tuple[Defect, Callable[[], None]]] = [
     (text_states_not_normed, option("dart")),
     (keys_of_the_first_tokens, option("dart")),
     (distances_without_gaps, option("sparsevlm_plus", heads=2)),
-    (text_of_the_whole_prompt, option("sparsevlm")),
+    (text_of_the_whole_prompt, option("dart")),
     (merged_states_reversed, option("sparsevlm")),
     (prumerge_reads_another_layer, option("prumerge")),
     (heads_unjoined, option("prumerge")),
@@ -297,7 +305,7 @@ CASES: list[tuple[Defect, Callable[[], None]]] = [
     (merged_rows_reversed, option("prumerge")),
     (first_mask_for_every_picture, option("l2norm")),
     (pictures_of_a_row_exchanged, option("fastervlm")),
-    (names_of_rows_left_out, option("random")),
+    (every_row_draws_as_the_first, option("random")),
 ]
 
 
