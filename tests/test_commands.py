@@ -24,7 +24,7 @@ SPY = "import atexit, sys\natexit.register(lambda: print('TORCH' if 'torch' in s
 def run(*command, cwd=ROOT, **more):
     return subprocess.run(
         [sys.executable, *map(str, command)], cwd=cwd, env={**ENVIRONMENT, **more},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=120, encoding="utf-8",
     )  # fmt: skip
 
 

@@ -114,7 +114,9 @@ def test_a_checkout_that_is_not_installed_is_found_by_the_children_of_its_script
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom vtprune import places\n"
         "print(places.environment()['PYTHONPATH'])", encoding="utf-8",
     )  # fmt: skip
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8"
+    )
     assert done.stdout.strip().split(os.pathsep)[0] == str(ROOT), done.stderr
 
 

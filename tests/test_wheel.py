@@ -23,7 +23,7 @@ ROOMS = ("harness", "methods", "models", "training", "conf")
 
 def tracked(*folders):
     command = ["git", "ls-files", "-co", "--exclude-standard", *folders]
-    listed = subprocess.check_output(command, cwd=ROOT, text=True).splitlines()
+    listed = subprocess.check_output(command, cwd=ROOT, text=True, encoding="utf-8").splitlines()
     return [name for name in listed if os.path.lexists(ROOT / name)]
 
 
@@ -35,7 +35,8 @@ def source(tmp_path_factory):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     (folder / "conf" / "local").mkdir()
-    (folder / "conf" / "local" / "default.yaml").write_text("paths: {results: /private}\n")
+    private = folder / "conf" / "local" / "default.yaml"
+    private.write_text("paths: {results: /private}\n", encoding="utf-8")
     return folder
 
 
@@ -71,7 +72,7 @@ def pip(*arguments):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-P", "-m", "pip", "-q", *map(str, arguments)], env=environment,
-        capture_output=True, text=True,
+        capture_output=True, text=True, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -85,7 +86,7 @@ def call(bin_folder, tmp_path):
     def run(program, *arguments, status=0):
         done = subprocess.run(
             [bin_folder / program, *map(str, arguments)], cwd=tmp_path, env=environment,
-            capture_output=True, text=True, timeout=300,
+            capture_output=True, text=True, timeout=300, encoding="utf-8",
         )  # fmt: skip
         assert done.returncode == status, done.stdout + done.stderr
         return done
@@ -110,7 +111,7 @@ def test_a_wheel_holds_every_file_of_the_rooms_and_nothing_of_this_machine(wheel
 def test_a_source_distribution_holds_the_files_behind_the_links(source, wheel, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "-o", tmp_path, source],
-        capture_output=True, text=True,
+        capture_output=True, text=True, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (packed,) = tmp_path.glob("*.tar.gz")
