@@ -74,6 +74,18 @@ def test_table_1_has_the_rows_and_columns_of_the_paper():
     assert {c.config["method"]["ratio_mode"] for c in pruned} == {"local"}
 
 
+@pytest.mark.parametrize("name", [*(f"gprune_table{n}" for n in (1, 2, 3)), "fig3", "fig4"])
+def test_what_stands_beside_published_numbers_is_the_released_variant(name):
+    table = spec.load(name)
+    cells = [c for c in table.cells() if c.row.method == "gprune"]
+    variants = {c.row.name: c.config["method"]["variant"] for c in cells}
+    compared = {row for row in variants if not row.endswith("_float32")}
+    assert {variants[row] for row in compared} == {"released_fp16"}
+    assert {variants[row] for row in {*variants} - compared} <= {"released"}
+    if name == "gprune_table3":
+        assert {*variants} - compared == {f"{row}_float32" for row in compared}
+
+
 def test_the_iso_table_differs_in_the_convention_alone():
     paper, iso = (spec.load(f"gprune_table1{end}").cells() for end in ("", "_iso"))
     for a, b in zip(paper, iso, strict=True):
