@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from tests import table_tools as tools
+from vtprune.harness import cli
 from vtprune.harness.reporting.figures import command, curves, flow, geometry, paper, rows
+from vtprune.harness.reporting.report import samples as page_samples
 from vtprune.harness.reporting.tables import analysis, spec
 from vtprune.harness.request.errors import ConfigError, HarnessError
 
@@ -180,3 +183,22 @@ def test_the_image_of_a_row_is_found_among_other_columns():
         assert rows.picture(rows._first_image(row)).size == (3, 2)
     with pytest.raises(HarnessError, match="no image"):
         rows._first_image({"id": 1, "objects": [{"name": "cube"}]})
+
+
+def test_kept_tokens_probes_and_the_report_show_the_pictures_of_a_run(tmp_path, capsys):
+    settings = {"bench.limit": 2, "data.samples": 8}
+    table = spec.load("mini_table2", settings)
+    cells = {cell.row.method: cell for cell in table.cells() if cell.bench == "gqa"}
+    for method in ("none", "l2norm"):
+        assert cli.main([*cells[method].arguments, f"paths.results={tmp_path}"]) == 0
+    capsys.readouterr()
+    given = [f"results={tmp_path}", "bench=gqa", "docs=[0,1]"]
+    asked = ["table=mini_table2", *(f"{k}={v}" for k, v in settings.items())]
+    for arguments, count in (([*asked, "kind=kept"], 2 * 3), (["probe", "model=embedded"], 2)):
+        assert command.main([*arguments, *given]) == 0, capsys.readouterr().err
+        written = capsys.readouterr().out.split()
+        assert len(written) == count and all(Path(name).is_file() for name in written)
+    shown = page_samples.collect(analysis.build(table, tmp_path), tmp_path, 5)
+    assert len(shown["images"]) == 2
+    assert any("visual tokens stay" in a.get("v", "") for s in shown["samples"]
+               for a in s["answers"].values())  # fmt: skip

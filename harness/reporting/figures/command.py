@@ -121,6 +121,7 @@ def probe(pairs: dict[str, Any], results: Path) -> list[Path]:
     from vtprune.harness.reporting.tables import lookup
     from vtprune.harness.request import compose as wanted
     from vtprune.harness.request.device import resolve
+    from vtprune.harness.request.request import Model
     from vtprune.models.load import load
 
     bench, docs = pairs.get("bench", "textvqa"), pairs.get("docs") or [pairs.get("doc", 0)]
@@ -133,8 +134,9 @@ def probe(pairs: dict[str, Any], results: Path) -> list[Path]:
     path = lookup.repo_path(str(model["path"])) if model.get("path") else None
     if path is None:
         raise ConfigError("probe needs a local checkpoint: model.path in conf/local, or embedded")
-    runtime = resolve(model, yaml.safe_load((path / "config.json").read_text(encoding="utf-8")))
-    vlm = load({"path": path, "name": name, **runtime})
+    described = yaml.safe_load((path / "config.json").read_text(encoding="utf-8"))
+    runtime = resolve(Model.of(model), described)
+    vlm = load({"path": path, "name": name, **runtime.entries()})
     entries, images = index.entries(folder), rows.images(folder, docs, results)
     return [
         probing.run(vlm, entries[doc]["prompt"], images[doc],

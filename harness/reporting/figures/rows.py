@@ -14,6 +14,7 @@ from vtprune.harness.evaluation.data import source
 from vtprune.harness.evaluation.data.images import as_rgb
 from vtprune.harness.evaluation.data.redirect import parquet_files
 from vtprune.harness.request.errors import HarnessError
+from vtprune.harness.request.request import Request, Task
 from vtprune.harness.store import index
 
 
@@ -23,29 +24,33 @@ def images(folder: Path, docs: Iterable[int], results: Path) -> dict[int, PIL.Im
     Raises:
         HarnessError: the data are not on this machine.
     """
-    asked = index.config(folder)
-    engine = asked["bench"]["engines"][asked["engine"]["name"]]
-    if "dataset" not in engine or engine.get("table"):
+    config = index.config(folder)
+    if not config:
+        raise HarnessError(f"{folder} does not say what was asked: it has no cell.yaml")
+    try:
+        asked = Request(config)
+        engine, data, bench = asked.entry, asked.data, asked.bench
+    except KeyError as error:
+        raise HarnessError(f"{folder}/cell.yaml does not say what was asked: no {error}") from error
+    if not engine.dataset or engine.table:
         raise HarnessError("images are read for engine=lmms_eval only")
-    if asked["data"]["source"] == "mini":
+    if data.source == "mini":
         cache = (Path(results) / ".cache").resolve()
-        found = source.prepare(asked["data"], asked["bench"], engine, cache)
+        found = source.prepare(data, bench, engine, cache)
         return _from_parquet(found.root or cache, engine, docs)
-    if asked["data"].get("root"):
-        return _from_parquet(Path(asked["data"]["root"]), engine, docs)
+    if data.root:
+        return _from_parquet(Path(data.root), engine, docs)
     return _from_hub(engine, docs)
 
 
-def _from_parquet(
-    root: Path, engine: Mapping[str, Any], docs: Iterable[int]
-) -> dict[int, PIL.Image.Image]:  # fmt: skip
-    table = _table(root, engine["dataset"], engine.get("config"), engine["split"])
-    join = engine.get("images")
-    if not join:
+def _from_parquet(root: Path, engine: Task, docs: Iterable[int]) -> dict[int, PIL.Image.Image]:
+    table = _table(root, engine.dataset, engine.config, engine.split)
+    join = engine.images
+    if join is None:
         return {doc: picture(_first_image(table.slice(doc, 1).to_pylist()[0])) for doc in docs}
-    other = _table(root, engine["dataset"], join["config"], join["split"])
+    other = _table(root, engine.dataset, join.config, join.split)
     place = {name: row for row, name in enumerate(other.column("id").to_pylist())}
-    keys = table.column(join["key"]).to_pylist()
+    keys = table.column(join.key).to_pylist()
     rows = {doc: other.slice(place[keys[doc]], 1).to_pylist()[0] for doc in docs}
     return {doc: picture(_first_image(row)) for doc, row in rows.items()}
 
@@ -59,14 +64,14 @@ def _table(root: Path, dataset: str, name: str | None, split: str) -> Any:
     return pyarrow.concat_tables([pyarrow.parquet.read_table(file) for file in files])
 
 
-def _from_hub(engine: Mapping[str, Any], docs: Iterable[int]) -> dict[int, PIL.Image.Image]:
+def _from_hub(engine: Task, docs: Iterable[int]) -> dict[int, PIL.Image.Image]:
     import datasets
 
-    split = datasets.load_dataset(engine["dataset"], engine.get("config"), split=engine["split"])
-    if join := engine.get("images"):
-        other = datasets.load_dataset(engine["dataset"], join["config"], split=join["split"])
+    split = datasets.load_dataset(engine.dataset, engine.config, split=engine.split)
+    if join := engine.images:
+        other = datasets.load_dataset(engine.dataset, join.config, split=join.split)
         place = {name: row for row, name in enumerate(other["id"])}
-        return {d: as_rgb(other[place[split[d][join["key"]]]]["image"]) for d in docs}
+        return {d: as_rgb(other[place[split[d][join.key]]]["image"]) for d in docs}
     return {doc: picture(_first_image(split[doc])) for doc in docs}
 
 
