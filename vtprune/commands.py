@@ -45,9 +45,10 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``vtprune [VERB] <argv>``; the return value is the exit status. No verb: a run."""
-    from vtprune.harness.request import files
+    from vtprune.harness.request import files, terminal
     from vtprune.harness.request.errors import HarnessError, one_line
 
+    terminal.show_what_can_be_shown()
     arguments = list(sys.argv[1:] if argv is None else argv)
     places.also_from_here()
     try:

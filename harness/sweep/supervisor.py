@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vtprune import places
+from vtprune.harness.request import terminal
 from vtprune.harness.sweep import plan as plans
 from vtprune.harness.sweep.outcomes import FAILED, RUNNING, Outcomes
 from vtprune.harness.sweep.worker import SOME_FAILED, log_of
@@ -84,6 +85,7 @@ def _blame(plan: plans.Plan, job: int, pid: int, status: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m vtprune.harness.sweep.supervisor FOLDER JOB``."""
+    terminal.show_what_can_be_shown()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("job", type=int)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vtprune.harness.cell import ranks
+from vtprune.harness.request import terminal
 from vtprune.harness.request.errors import HarnessError, one_line
 from vtprune.harness.request.request import Request
 from vtprune.harness.store import lease
@@ -130,6 +131,7 @@ def log_of(item: plans.Item) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m vtprune.harness.sweep.worker FOLDER JOB``: started by the supervisor."""
+    terminal.show_what_can_be_shown()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("job", type=int)

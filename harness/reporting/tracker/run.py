@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vtprune.harness.cell import publish as mirror
+from vtprune.harness.request import terminal
 from vtprune.harness.request.request import Logger
 from vtprune.harness.store.journal import read_journal, write_atomic
 
@@ -168,4 +169,5 @@ def _artifact(wandb: Any, folder: Path, result: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
+    terminal.show_what_can_be_shown()
     publish(Path(sys.argv[1]), Logger.of(json.loads(sys.argv[2])))
