@@ -80,6 +80,8 @@ def journal(scores: np.ndarray, each: int = 1) -> str:
     for doc, score in enumerate(scores):
         entry = {
             "doc_id": doc,
+            "prompt": f"question {doc}",
+            "reference": f"a{doc}",
             "answer": f"a{doc}" if score else f"wrong{doc}",
             "error": None,
             "score": float(score),

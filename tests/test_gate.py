@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from tests import stored
 from tests.bench_tools import config
 from vtprune.harness.reporting.tables import frame, gate
 from vtprune.harness.request.benches import for_engine
@@ -90,7 +91,7 @@ def store(folder, made):
     place = folder / "runs/gqa/m" / name
     place.mkdir(parents=True)
     made["directory"] = str(place)
-    (place / "result.json").write_text(json.dumps(made), encoding="utf-8")
+    (place / "result.json").write_text(json.dumps(stored.result(**made)), encoding="utf-8")
     return made
 
 

@@ -144,6 +144,8 @@ def test_latency_needs_a_timing_and_follows_from_it(request_for, tmp_path):
         solver.resolve(config, [])
     seconds = {"setup": 0.05, "vision": 0.15, "prefill": 1.0}
     stored = {
+        "key": "0" * 64, "model": "deep", "method": "none", "ratio": 0.0, "provenance": {},
+        "finished": "2026-01-01T00:00:00",
         "identity": {"images": ["96x96"], "text_tokens": 40},
         "batches": [
             {"batch_size": 1,

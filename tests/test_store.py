@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from tests import stored
 from vtprune.harness.request import checkpoint
 from vtprune.harness.request import identity as cells
 from vtprune.harness.request.device import Runtime
@@ -15,6 +16,7 @@ from vtprune.harness.request.errors import HarnessError
 from vtprune.harness.request.request import Request
 from vtprune.harness.store.cell import Store
 from vtprune.harness.store.journal import Journal, drop_torn_line, read_journal, write_atomic
+from vtprune.harness.store.schema import SCHEMA
 
 CONFIG = {
     "ratio": 0.9,
@@ -176,19 +178,20 @@ def test_a_cell_is_finished_when_and_only_when_its_result_exists(tmp_path):
         journal.append({"doc_id": 0, "error": "boom"})
         journal.append({"doc_id": 0, "error": None})
     assert store.samples() == [{"doc_id": 0, "error": None}], "the last entry of a sample wins"
-    store.finish([{"doc_id": 0, "score": 1}], {"score": 1.0})
-    assert store.result() == {"score": 1.0}
+    store.finish([{"doc_id": 0, "score": 1}], stored.result(score=1.0))
+    found = store.result()
+    assert found == {**stored.result(score=1.0), "schema": SCHEMA, "directory": str(store.folder)}
     assert (store.folder / "cell.yaml").exists()
 
 
 def test_force_sets_the_old_run_aside_instead_of_deleting_it(tmp_path):
     store = Store(tmp_path, make())
     store.open(CONFIG)
-    store.finish([{"doc_id": 0}], {"score": 1.0})
+    store.finish([{"doc_id": 0}], stored.result())
     store.open(CONFIG, fresh=True)
     assert store.result() is None and store.samples() == []
     (old,) = store.folder.glob("previous-*/result.json")
-    assert json.loads(old.read_text(encoding="utf-8")) == {"score": 1.0}
+    assert json.loads(old.read_text(encoding="utf-8"))["score"] == 1.0
 
 
 def test_the_fingerprint_follows_content_not_place(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import stored
 from tests import table_tools as tools
 from vtprune.harness import cli
 from vtprune.harness.reporting.tables import command, lookup, spec
@@ -128,7 +129,7 @@ def test_a_cell_that_a_later_sweep_finished_is_done_for_the_earlier_one_too(mixe
     assert status.cell(plan, 1).name == "failed"
     folder = Path(plan.items[1].directory)
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps({"score": 1.0, "n_failed": 0}), encoding="utf-8")
+    (folder / "result.json").write_text(json.dumps(stored.result()), encoding="utf-8")
     assert status.cell(plan, 1).name == "done"
 
 

@@ -52,6 +52,7 @@ def result(method="gprune", ratio=0.9, score=50.0, failed=0, **changes):
         "directory": "somewhere",
         "identity": {"method": {"name": method}, "bench": {"limit": None, "indices": None}},
         "metrics": {"exact_match": score / 100},
+        "provenance": {"code": "abc", "versions": {}},
         **changes,
     }
 

@@ -15,6 +15,7 @@ from typing import Any
 from vtprune import places
 from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.request import Logger
+from vtprune.harness.store import index
 
 _MODES = ("offline", "online")
 
@@ -81,5 +82,5 @@ def published(folder: Path, logger: Logger) -> bool:
         return False
     known = json.loads(marker.read_text(encoding="utf-8"))
     there = known["mode"] == "online" or any(folder.glob(f"wandb/{known['run']}/*.wandb"))
-    wanted = target(logger, folder / "result.json")
+    wanted = target(logger, folder / index.RESULT)
     return there and {k: known.get(k) for k in wanted} == wanted

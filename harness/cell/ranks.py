@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vtprune.harness.request.errors import HarnessError, one_line
+from vtprune.harness.store import index
 from vtprune.harness.store.journal import Journal, read_journal
 from vtprune.harness.store.lease import Lost
 
@@ -142,7 +143,7 @@ def fold(folder: Path, journal: Path) -> int:
     count = 0
     with Journal(journal) as whole:
         for part in parts:
-            for entry in read_journal(part):
+            for entry in read_journal(part, index.tell):
                 whole.append(entry)
                 count += 1
     # Removed only now: a kill in between leaves entries twice, and the last one of a sample wins.

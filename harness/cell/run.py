@@ -6,7 +6,7 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vtprune.harness.cell import meter, ranks
@@ -20,6 +20,7 @@ from vtprune.harness.request.method import build_method, check_schedule
 from vtprune.harness.store import lease, provenance, reuse
 from vtprune.harness.store.cell import Store, stands
 from vtprune.harness.store.journal import Journal
+from vtprune.harness.store.schema import Sample
 
 
 def run_cell(prepared: Prepared) -> dict[str, Any] | None:
@@ -71,8 +72,10 @@ def _leased(prepared: Prepared, store: Store) -> Iterator[lease.Lease]:
 
 def _open(prepared: Prepared, store: Store) -> None:
     force = prepared.request.force
-    if force == RETRY and store.result_file.exists():
-        store.reopen()
+    if store.result_file.exists() and force is not True:
+        aside = store.reopen()
+        if force != RETRY:  # what cannot be read is no result
+            say(f"{store.result_file.name} is set aside in {aside.name}; its answers are kept")
     store.open(prepared.request.config, fresh=force is True)
     ranks.fold(store.folder, store.journal_file)  # what a killed group of processes left behind
     if force is not True and (taken := reuse.into(store)):
@@ -197,7 +200,7 @@ def _answer(
     store: Store,
     method: Any,
     progress: Progress,
-    earlier: list[dict[str, Any]],
+    earlier: Sequence[Sample],
     group: ranks.Ranks | None = None,
 ) -> Any:
     from vtprune.harness.cell import sharing

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
@@ -25,6 +24,7 @@ from typing import Any
 
 from vtprune.harness.request.errors import ConfigError, unknown
 from vtprune.harness.request.request import Request
+from vtprune.harness.store import index
 
 TOLERANCE = 0.01  # of the target
 KINDS = ("flops", "mean_tokens", "latency")
@@ -276,9 +276,8 @@ def _timed(request: Request) -> dict[str, float]:
     Raises:
         ConfigError: there is none; names the command that makes one.
     """
-    folder = request.results / "runs" / "timing" / request.model.name
-    for file in sorted(folder.glob("*/timing.json"), key=lambda f: -f.stat().st_mtime):
-        stored = json.loads(file.read_text(encoding="utf-8"))
+    found = index.timings(request.results, request.model.name)
+    for stored in sorted(found, key=lambda timing: timing["finished"], reverse=True):
         same = (stored["identity"]["images"] == [request.image_size]
                 and stored["identity"]["text_tokens"] == request.text_tokens)  # fmt: skip
         for batch in stored["batches"]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import logging
 import sys
 import warnings
@@ -22,6 +21,7 @@ from vtprune.harness.evaluation import agreement
 from vtprune.harness.request import arguments as given
 from vtprune.harness.request import known
 from vtprune.harness.request.errors import ConfigError, unknown
+from vtprune.harness.store import index
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,15 +64,14 @@ def _forms(options: argparse.Namespace, names: list[str]) -> Iterator[agreement.
 
 
 def _cells(options: argparse.Namespace, names: list[str]) -> Iterator[agreement.Agreement]:
-    for file in sorted(options.cells.glob("runs/*/*/*/result.json")):
-        result = json.loads(file.read_text(encoding="utf-8"))
+    for result in index.finished(options.cells):
         asked = result["identity"]["bench"]
         whole = asked["limit"] is None and asked["indices"] is None and not result["n_failed"]
         usable = result["engine"] == "lmms_eval" and result["data"] == "mini" and whole
         if result["bench"] not in names or not usable:
             continue
-        lines = (file.parent / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-        answers = {s["doc_id"]: s["answer"] for s in map(json.loads, lines)}
+        samples = index.samples(Path(result["directory"]))
+        answers = {sample["doc_id"]: sample["answer"] for sample in samples}
         label = f"{result['model']} {result['method']} {result['ratio']:g}"
         with _quiet():
             made = agreement.compare(

@@ -19,10 +19,12 @@ from typing import Any
 
 from vtprune.harness.request.check import RETRY
 from vtprune.harness.request.identity import Cell, canonical_json
-from vtprune.harness.store.journal import line, read_journal, unguarded, write_atomic
+from vtprune.harness.store import index
+from vtprune.harness.store.journal import line, unguarded, write_atomic
+from vtprune.harness.store.schema import SCHEMA, Damaged, Result, Sample
 
 
-def stands(result: dict[str, Any], force: bool | str) -> bool:
+def stands(result: Result, force: bool | str) -> bool:
     """True if a stored result is not to be computed again under this value of ``force``."""
     if force == RETRY:
         return not result["n_failed"]
@@ -50,11 +52,15 @@ class Store:
     def log_file(self) -> Path:
         return self.folder / "log.txt"
 
-    def result(self) -> dict[str, Any] | None:
-        """The stored result, or None while the cell is not finished."""
+    def result(self) -> Result | None:
+        """The stored result, or None while the cell is not finished.
+
+        One that is damaged, or of another version, counts as none and is told.
+        """
         try:
-            return json.loads(self.result_file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            return index.result(self.folder)
+        except Damaged as problem:
+            index.tell(str(problem))
             return None
 
     def open(self, config: dict[str, Any], *, fresh: bool = False) -> None:
@@ -73,42 +79,34 @@ class Store:
 
     def _set_aside(self) -> None:
         files = [self.result_file, self.journal_file, self.log_file]
-        if not any(file.exists() for file in files):
-            return
-        aside = self.folder / time.strftime("previous-%Y%m%d-%H%M%S")
-        aside.mkdir(exist_ok=True)
+        if any(file.exists() for file in files):
+            self._move(files)
+
+    def reopen(self) -> Path:
+        """Make a finished cell an interrupted one; its result is set aside, its answers stay."""
+        return self._move([self.result_file])
+
+    def _move(self, files: Iterable[Path]) -> Path:
+        """Into a new folder of this second; a second one of the same second has a number."""
+        name = time.strftime("previous-%Y%m%d-%H%M%S")
+        aside, number = self.folder / name, 1
+        while aside.exists():
+            number += 1
+            aside = self.folder / f"{name}-{number}"
+        aside.mkdir()
         for file in files:
             if file.exists():
                 file.rename(aside / file.name)
+        return aside
 
-    def reopen(self) -> None:
-        """Make a finished cell an interrupted one; its result is set aside, its answers stay."""
-        aside = self.folder / time.strftime("previous-%Y%m%d-%H%M%S")
-        aside.mkdir(exist_ok=True)
-        self.result_file.rename(aside / self.result_file.name)
-
-    def samples(self) -> list[dict[str, Any]]:
+    def samples(self) -> list[Sample]:
         """Journal entries in the order written; the last entry of a sample wins."""
-        latest: dict[int, dict[str, Any]] = {}
-        for entry in read_journal(self.journal_file):
-            latest[entry["doc_id"]] = entry
-        return list(latest.values())
+        return index.samples(self.folder)
 
     def finish(self, samples: Iterable[dict[str, Any]], result: dict[str, Any]) -> None:
         """Replace the journal by the scored samples, then write the result."""
         self.guard()
         lines = "".join(line(entry) for entry in samples)
         write_atomic(self.journal_file, lines)
+        result = {"schema": SCHEMA, **result}
         write_atomic(self.result_file, json.dumps(result, indent=1, allow_nan=False) + "\n")
-
-
-
-
-
-
-
-
-
-
-
-

@@ -56,19 +56,37 @@ def drop_torn_line(path: Path) -> bool:
     return True
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Complete lines of a journal; a torn last line is left out, any other damage is an error."""
+def read_journal(path: Path, tell: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
+    """Complete lines of a journal; a torn last line is left out.
+
+    Args:
+        tell: is told of every other damaged line, by its number; that line is left out then, and
+            its sample counts as never asked. None: the first one is an error.
+
+    Raises:
+        HarnessError: a line is damaged and there is nobody to tell.
+    """
     if not path.exists():
         return []
     data = path.read_bytes()
     complete = data[: data.rfind(b"\n") + 1]
     entries = []
-    for number, line in enumerate(complete.splitlines(), 1):
+    for number, line in enumerate(complete.split(b"\n")[:-1], 1):
         try:
-            entries.append(json.loads(line))
+            entries.append(_entry(line))
         except ValueError as error:
-            raise HarnessError(f"{path}: line {number} is damaged: {error}") from error
+            problem = f"{path}: line {number} is damaged: {error}"
+            if tell is None:
+                raise HarnessError(problem) from error
+            tell(f"{problem}; its sample counts as not asked")
     return entries
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    entry = json.loads(line)
+    if not isinstance(entry, dict) or not isinstance(entry.get("doc_id"), int):
+        raise ValueError("no sample")
+    return entry
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from vtprune.harness.request.identity import canonical_json
+from vtprune.harness.store import index
 from vtprune.harness.store.cell import Store
-from vtprune.harness.store.journal import Journal, read_journal
+from vtprune.harness.store.journal import Journal
 
 _WHICH_ROWS = ("limit", "indices", "subset")
 _FROM_SCORING = ("score", "reference", "question_id", "image_id")
@@ -42,7 +43,7 @@ def _answers(store: Store) -> dict[int, dict[str, Any]]:
     for folder in sorted(store.folder.parent.glob(f"{name}-*")):
         if folder == store.folder or not _is_same_request(folder, wanted):
             continue
-        for entry in read_journal(folder / "samples.jsonl"):
+        for entry in index.samples(folder):
             if not entry["error"]:
                 kept = {k: v for k, v in entry.items() if k not in _FROM_SCORING}
                 found[entry["doc_id"]] = {**kept, "reused": folder.name.rpartition("-")[2]}
@@ -50,13 +51,8 @@ def _answers(store: Store) -> dict[int, dict[str, Any]]:
 
 
 def _is_same_request(folder: Path, wanted: str) -> bool:
-    import yaml
-
-    try:
-        content = yaml.safe_load((folder / "cell.yaml").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return False
-    return _request(content["identity"]) == wanted
+    stored = index.read(folder)
+    return stored is not None and _request(stored.identity) == wanted
 
 
 def _request(identity: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 import sys
@@ -19,8 +18,9 @@ from vtprune.harness.request import several
 from vtprune.harness.request.check import RETRY
 from vtprune.harness.request.errors import HarnessError
 from vtprune.harness.request.request import Request
-from vtprune.harness.store import provenance
+from vtprune.harness.store import index, provenance
 from vtprune.harness.store.cell import stands
+from vtprune.harness.store.schema import Result
 from vtprune.harness.sweep import local, slurm
 from vtprune.harness.sweep import plan as plans
 from vtprune.harness.sweep.outcomes import DONE, FAILED, Outcomes
@@ -61,7 +61,7 @@ def _check_group(where: str) -> None:
         )
 
 
-def finished(items: Sequence[plans.Item]) -> dict[int, dict[str, Any]]:
+def finished(items: Sequence[plans.Item]) -> dict[int, Result]:
     """Stored results of the cells that need no run, by place."""
     if ranks.grouped():
         return {}  # the processes of a group decide about each cell together
@@ -69,16 +69,13 @@ def finished(items: Sequence[plans.Item]) -> dict[int, dict[str, Any]]:
     for place, item in enumerate(items):
         if item.directory is None:
             continue
-        try:
-            result = json.loads((Path(item.directory) / "result.json").read_text(encoding="utf-8"))
-            if stands(result, item.request.force):
-                found[place] = {**result, "directory": item.directory}
-        except (OSError, ValueError, KeyError):
-            continue  # not there, or damaged: a run tells
+        stored = index.read(Path(item.directory))
+        if stored and stored.result and stands(stored.result, item.request.force):
+            found[place] = stored.result
     return found
 
 
-def _note_finished(plan: plans.Plan, before: dict[int, dict[str, Any]], where: str) -> None:
+def _note_finished(plan: plans.Plan, before: dict[int, Result], where: str) -> None:
     """Say, and write down, which cells are not run because their results are there."""
     if not before:
         return
@@ -98,7 +95,7 @@ def _note_finished(plan: plans.Plan, before: dict[int, dict[str, Any]], where: s
         print(f"note: {unseen} of them are not in W&B yet: {places.command('sync')}")
 
 
-def _unpublished(item: plans.Item, result: dict[str, Any]) -> bool:
+def _unpublished(item: plans.Item, result: Result) -> bool:
     logger = item.request.logger
     return logger.name == "wandb" and not publish.published(Path(result["directory"]), logger)
 

@@ -6,7 +6,6 @@ The result store comes first, then the lease of a cell, then what the sweep note
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vtprune.harness.request.errors import HarnessError
-from vtprune.harness.store import lease
-from vtprune.harness.store.journal import read_journal
+from vtprune.harness.store import index, lease
+from vtprune.harness.store.schema import Damaged
 from vtprune.harness.sweep import plan as plans
 from vtprune.harness.sweep import slurm
 from vtprune.harness.sweep.outcomes import DONE, FAILED, RUNNING, Outcomes
@@ -122,22 +121,22 @@ def _queued(plan: plans.Plan, place: int) -> str:
 
 def of_folder(folder: Path) -> State:
     """The state of a cell by its own directory, whoever began it."""
+    unusable = "stopped before it was finished"
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        return State(DONE, score=result["score"])
-    except FileNotFoundError:
-        pass
-    journals = sorted(folder.glob("samples*.jsonl"))
-    answered = len({e["doc_id"] for f in journals for e in read_journal(f) if not e.get("error")})
+        if (result := index.result(folder)) is not None:
+            return State(DONE, score=result["score"])
+    except Damaged as problem:
+        unusable = f"{problem.file.name} {problem.reason}"
+    answered = index.answered(folder)
     log = folder / "log.txt"
     shown = str(log) if log.exists() else None
     owner = lease.holder(folder) if folder.exists() else None
     if owner is not None:
         where = _text(str(owner.get("host")).partition("/")[0], owner.get("slurm"), 0)
         return State(RUNNING, "", shown, answered, where)
-    if not journals and not (folder / "cell.yaml").exists():
+    if not index.begun(folder):
         return State(WAITING)
-    return State(INTERRUPTED, "stopped before it was finished", shown, answered)
+    return State(INTERRUPTED, unusable, shown, answered)
 
 
 def _where(outcome: dict[str, Any]) -> str:

@@ -15,7 +15,9 @@ from vtprune.harness.request.errors import ConfigError, HarnessError
 from vtprune.harness.request.identity import budget, canonical_json, method_identity, moved_from
 from vtprune.harness.request.method import build_method
 from vtprune.harness.request.request import Model, Request, Timing
+from vtprune.harness.store import index
 from vtprune.harness.store.journal import write_atomic
+from vtprune.harness.store.schema import SCHEMA, Damaged
 
 FORMAT = 1
 AGREEMENT = 0.03  # of the stages with the whole call, which is measured without inner clocks
@@ -37,6 +39,7 @@ def run_timing(request: Request, *, reuse: bool = False) -> dict[str, Any]:
     sizes, where, processor, identity = _identified(request)
     method = build_method(request)
     result: dict[str, Any] = {
+        "schema": SCHEMA,
         "key": hashlib.sha256(canonical_json(identity).encode()).hexdigest(),
         "model": request.model.name,
         "method": request.method.name,
@@ -58,7 +61,7 @@ def run_timing(request: Request, *, reuse: bool = False) -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "timing.json", json.dumps(result, indent=1, default=str) + "\n")
+    write_atomic(folder / index.TIMING, json.dumps(result, indent=1, default=str) + "\n")
     return {**result, "directory": str(folder)}
 
 
@@ -89,11 +92,14 @@ def _identified(
 
 def _stored(folder: Path, asked: dict[str, Any] | None) -> dict[str, Any] | None:
     """An earlier result of the same request; one under another budget is not."""
-    file = folder / "timing.json"
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    try:
+        stored = index.timing(folder)
+    except Damaged as problem:  # timed again, which replaces the file
+        index.tell(str(problem))
+        return None
     if stored is None or stored.get("budget") != asked:
         return None
-    return {**stored, "directory": str(folder), "reused": True}
+    return {**stored, "reused": True}
 
 
 def time_batch(

@@ -9,7 +9,7 @@ passes an oracle as answerer and checks the engine alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,7 +89,7 @@ class Job:
     data: DataSource
     batch_size: int
     journal: SampleLog
-    answered: dict[int, dict[str, Any]]
+    answered: Mapping[int, Mapping[str, Any]]
     scratch: Path
     on_progress: Callable[[int, int, float | None], None] = lambda done, total, score: None
     share: tuple[int, int] | None = None

@@ -118,7 +118,7 @@ def probe(pairs: dict[str, Any], results: Path) -> list[Path]:
     """One pass of the model over some images of a finished unpruned cell."""
     from vtprune.harness.reporting.figures import probe as probing
     from vtprune.harness.reporting.figures import rows
-    from vtprune.harness.reporting.tables import lookup
+    from vtprune.harness.reporting.tables import gate, lookup
     from vtprune.harness.request import compose as wanted
     from vtprune.harness.request.device import resolve
     from vtprune.harness.request.request import Model
@@ -127,10 +127,10 @@ def probe(pairs: dict[str, Any], results: Path) -> list[Path]:
     bench, docs = pairs.get("bench", "textvqa"), pairs.get("docs") or [pairs.get("doc", 0)]
     model = wanted.compose({"model": pairs.get("model", "embedded")})["model"]
     name = model["name"]
-    cells = sorted((results / "runs" / bench / name).glob("none-0-*/result.json"))
+    cells = [one for one in index.finished(results, bench, name) if gate.is_baseline(one)]
     if not cells:
         raise ConfigError(f"no finished unpruned cell of {name} on {bench}: run it first")
-    folder = max(cells, key=lambda file: file.stat().st_mtime).parent
+    folder = Path(max(cells, key=lambda one: one["finished"])["directory"])
     path = lookup.repo_path(str(model["path"])) if model.get("path") else None
     if path is None:
         raise ConfigError("probe needs a local checkpoint: model.path in conf/local, or embedded")

@@ -8,9 +8,8 @@ Nothing is computed anew.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from vtprune import places
 from vtprune.harness.request import arguments as given
 from vtprune.harness.request.errors import HarnessError
+from vtprune.harness.store import index
 
 STAGES = ("vision", "projector", "selection", "llm", "lm_head")
 LABELS = {"vision": "vision tower", "llm": "language model", "lm_head": "LM head"}
@@ -45,14 +45,14 @@ class Point:
 def bars(results: Path) -> list[Bar]:
     """Every profile and every finished cell with an image, unpruned first."""
     found = {}
-    for data in _read(results, "profiles/*/*.json"):
+    for data in index.profiles(results):
         width, height = data["image_size"]
         group = f"{data['model']}, one image {width} x {height}"
         found[group, "unpruned"] = Bar(group, "unpruned", data["full"]["stages"])
         label = _label(data)
         if data["ratio"]:
             found[group, label] = Bar(group, label, data["pruned"]["stages"])
-    for data in _read(results, "runs/*/*/*/result.json"):
+    for data in index.finished(results):
         macs = data["counters"].get("macs")
         if macs:
             group = f"{data['model']}, mean of {data['bench']} ({data['data']})"
@@ -64,7 +64,7 @@ def bars(results: Path) -> list[Bar]:
 def points(results: Path) -> list[Point]:
     """Every timed pruning method, at each batch size: time to the first token, and end to end."""
     found = []
-    for data in _read(results, "runs/timing/*/*/timing.json"):
+    for data in index.timings(results):
         if not data["ratio"]:
             continue
         for batch in data["batches"]:
@@ -179,11 +179,6 @@ def _total(bar: Bar) -> float:
 
 def _unit(largest: float) -> tuple[float, str]:
     return (1e12, "T") if largest >= 1e11 else (1e9, "G")
-
-
-def _read(results: Path, pattern: str) -> Iterator[dict[str, Any]]:
-    for file in sorted(Path(results).glob(pattern)):
-        yield json.loads(file.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

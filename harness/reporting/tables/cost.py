@@ -14,7 +14,7 @@ from vtprune.harness.cost.architecture import Architecture, smaller_crops
 from vtprune.harness.cost.ledger import Tokens
 from vtprune.harness.reporting.tables.lookup import repo_path
 from vtprune.harness.reporting.tables.spec import PAPER
-from vtprune.harness.store.journal import read_journal
+from vtprune.harness.store import index
 from vtprune.models.describe import describe
 from vtprune.models.errors import ModelLoadError
 
@@ -51,7 +51,7 @@ def count(
 
 
 def _with_images(folder: Path) -> list[Mapping[str, Any]]:
-    entries = read_journal(folder / "samples.jsonl")
+    entries = index.samples(folder)
     return [e for e in entries if not e["error"] and e.get("visual_tokens")]
 
 

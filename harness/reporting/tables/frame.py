@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from vtprune.harness.reporting.tables import gate
+from vtprune.harness.store import index
 
 COLUMNS = (
     "model", "method", "ratio", "bench", "data", "score", "n", "failed", "visual_tokens",
@@ -38,12 +38,7 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
 
 def read(results: Path) -> pd.DataFrame:
     """Every finished cell below ``results/runs``; set-aside and unfinished ones are left out."""
-    found = []
-    for file in sorted((Path(results) / "runs").glob("*/*/*/result.json")):
-        found.append(
-            row({**json.loads(file.read_text(encoding="utf-8")), "directory": str(file.parent)})
-        )
-    return frame(found)
+    return frame(row(result) for result in index.finished(results))
 
 
 def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:

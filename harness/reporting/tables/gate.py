@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,7 @@ from typing import Any
 
 from vtprune import places
 from vtprune.harness.request.identity import canonical_json
+from vtprune.harness.store import index
 
 PUBLISHED = places.PUBLISHED
 MARK = "†"
@@ -171,10 +171,10 @@ def status(result: Mapping[str, Any], published: Path = PUBLISHED) -> str:
     """
     if not is_baseline(result):
         beside = Path(result["directory"]).parent / f"none-0-{baseline_key(result)[:8]}"
-        try:
-            result = json.loads((beside / "result.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        stored = index.read(beside)
+        if stored is None or stored.result is None:
             return NOT_RUN
+        result = stored.result
     return judge(result, published).status
 
 

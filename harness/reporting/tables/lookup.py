@@ -72,10 +72,7 @@ class Index:
 
     def __init__(self, results: Path, budgets: bool = False) -> None:
         self._by_asked: dict[str, list[index.Stored]] = {}
-        for folder in sorted((Path(results) / "runs").glob("*/*/*/")):
-            stored = index.read(folder)
-            if stored is None:
-                continue
+        for stored in index.cells(results):
             made = _asked_of(stored.identity)
             if budgets and (budget := cell_budget(index.config(stored.folder))):
                 moved = moved_from(index.config(stored.folder))

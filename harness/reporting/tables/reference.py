@@ -9,7 +9,6 @@ They say that an installation computes what ours did; they are results on no ben
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from vtprune import places
 from vtprune.harness.reporting.tables import gate
 from vtprune.harness.request import arguments as given
 from vtprune.harness.request.errors import HarnessError
+from vtprune.harness.store import index
 
 FIELDS = (
     "checkpoint", "data", "bench", "metric", "value", "unit", "tolerance", "decides", "engine",
@@ -34,9 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--results", type=Path, default=places.RESULTS)
     parser.add_argument("--out", type=Path, default=places.PUBLISHED / "embedded_baselines.csv")
     options = parser.parse_args(arguments)
-    files = options.results.glob("runs/*/*/*/result.json")
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    rows = [row(result) for result in found if usable(result)]
+    rows = [row(result) for result in index.finished(options.results) if usable(result)]
     if not rows:
         raise HarnessError(f"no unpruned run on drawn data below {options.results}")
     file = options.out

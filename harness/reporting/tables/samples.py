@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vtprune.harness.reporting.tables import stats
-from vtprune.harness.store.journal import read_journal
+from vtprune.harness.store import index
 
 # MME's score is over these only; the other four categories are its cognition part.
 MME_PERCEPTION = frozenset(
@@ -60,7 +60,7 @@ class Samples:
 @lru_cache(maxsize=512)
 def load(folder: Path, bench: str, score: float, _stamp: int = 0) -> Samples:
     """The scored samples of a finished cell. ``_stamp`` is its journal's time of change."""
-    latest = {entry["doc_id"]: entry for entry in read_journal(folder / "samples.jsonl")}
+    latest = index.entries(folder)
     entries = [latest[doc] for doc in sorted(latest)]
     counted = [e for e in entries if not e["error"] and e.get("score") is not None]
     if bench == "mme":
@@ -79,7 +79,7 @@ def load(folder: Path, bench: str, score: float, _stamp: int = 0) -> Samples:
 def of(result: Mapping[str, Any]) -> Samples:
     """The samples behind a stored result."""
     folder = Path(result["directory"])
-    stamp = (folder / "samples.jsonl").stat().st_mtime_ns
+    stamp = index.changed(folder)
     return load(folder, result["bench"], result["score"], stamp)
 
 

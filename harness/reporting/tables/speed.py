@@ -7,7 +7,6 @@ next, or a timing from the scores beside it; that is marked.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +21,7 @@ from vtprune.harness.reporting.tables.spec import Row, Table
 from vtprune.harness.request import compose as wanted
 from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.identity import canonical_json
+from vtprune.harness.store import index
 
 COLUMNS = ("throughput", "speedup")
 OTHER_THAN_SCORES, UNSETTLED = "f", "s"
@@ -131,19 +131,11 @@ def find(table: Table, results: Path, found: Sequence[Found] = ()) -> list[Timed
     every = timings(table)
     budgets = any(isinstance(one.asked["method"].get("ratio"), dict) for one in every)
     stored: dict[str, list[Mapping[str, Any]]] = {}
-    for result in _stored(results):
+    for result in index.timings(results):
         stored.setdefault(canonical_json(_stored_as_asked(result, budgets)), []).append(result)
     made = [_status(one, stored.get(canonical_json(one.asked), ())) for one in every]
     _mark(made, found)
     return made
-
-
-def _stored(results: Path) -> Iterable[Mapping[str, Any]]:
-    for file in sorted((Path(results) / "runs" / "timing").glob("*/*/timing.json")):
-        try:
-            yield {**json.loads(file.read_text(encoding="utf-8")), "directory": str(file.parent)}
-        except ValueError as error:
-            raise ConfigError(f"{file} is damaged: {error}") from error
 
 
 def _status(one: Wanted, stored: Iterable[Mapping[str, Any]]) -> Timed:

@@ -20,6 +20,7 @@ from pathlib import Path
 from vtprune import places
 from vtprune.harness.request import arguments as given
 from vtprune.harness.request.errors import HarnessError
+from vtprune.harness.store import index
 
 _EXTRA = "pip install wandb-workspaces"
 
@@ -59,8 +60,7 @@ def _shown(options: argparse.Namespace) -> tuple[list[str], list[float], list[st
         tables = [text]
         benches, ratios = list(table.benches), {r.ratio for r in table.rows}
     else:
-        files = options.results.glob("runs/*/*/*/result.json")
-        cells = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        cells = list(index.finished(options.results))
         benches, ratios = sorted({c["bench"] for c in cells}), {float(c["ratio"]) for c in cells}
     if options.bench:
         benches = options.bench.split(",")

@@ -17,8 +17,10 @@ from typing import Any
 
 from vtprune.harness.cell import publish as mirror
 from vtprune.harness.request import terminal
+from vtprune.harness.request.errors import HarnessError
 from vtprune.harness.request.request import Logger
-from vtprune.harness.store.journal import read_journal, write_atomic
+from vtprune.harness.store import index
+from vtprune.harness.store.journal import write_atomic
 
 CELLS = "cells"  # the line of a cell in the table over all of them
 
@@ -38,8 +40,10 @@ def publish(folder: Path, logger: Logger) -> bool:
         return False
     import wandb
 
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    samples = read_journal(folder / "samples.jsonl")
+    result = index.result(folder)
+    if result is None:
+        raise HarnessError(f"{folder} holds no finished cell")
+    samples = index.samples(folder)
     shutil.rmtree(folder / "wandb", ignore_errors=True)  # an older result of the same cell
     run = wandb.init(
         mode=logger.mode, project=logger.project, entity=logger.entity,
@@ -59,7 +63,7 @@ def publish(folder: Path, logger: Logger) -> bool:
     run.log_artifact(_artifact(wandb, folder, result))
     name = Path(run.dir).parent.name
     run.finish()
-    content = {**mirror.target(logger, folder / "result.json"), "run": name, "id": run_id(result)}
+    content = {**mirror.target(logger, folder / index.RESULT), "run": name, "id": run_id(result)}
     write_atomic(folder / mirror.MARKER, json.dumps(content) + "\n")
     return True
 
@@ -163,7 +167,7 @@ def _mask(record: dict[str, Any]) -> Any:
 
 def _artifact(wandb: Any, folder: Path, result: dict[str, Any]) -> Any:
     made = wandb.Artifact(f"cell-{run_id(result)}", type="cell", metadata={"key": result["key"]})
-    for name in ("result.json", "samples.jsonl", "cell.yaml"):
+    for name in (index.RESULT, index.JOURNAL, index.CELL):
         made.add_file(str(folder / name))
     return made
 

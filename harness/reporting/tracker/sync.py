@@ -17,6 +17,7 @@ from vtprune.harness.cell import publish as mirror
 from vtprune.harness.request import arguments as given
 from vtprune.harness.request import known
 from vtprune.harness.request.request import Logger
+from vtprune.harness.store import index
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def sync(results: Path, logger: Logger) -> int:
     """Publish what is missing; stops waiting for a server after the first cell it did not take."""
-    cells = sorted(file.parent for file in (results / "runs").glob("*/*/*/result.json"))
+    cells = [Path(result["directory"]) for result in index.finished(results)]
     missing = [cell for cell in cells if not mirror.published(cell, logger)]
     failed = 0
     for number, cell in enumerate(missing):
