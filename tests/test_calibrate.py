@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests import tiny
+from tests import command_tools, tiny
 from vtprune.harness.cell import recipes
 from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.request import Request
@@ -117,10 +116,7 @@ def test_calibrate_then_run_a_cell_from_the_command_line(tmp_path):
     common = ["method=fitprune", "ratio=0.5", f"paths.results={tmp_path}", "method.n_calibration=4"]
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "run.py", *common, *arguments]
-        return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=300, encoding="utf-8"
-        )
+        return command_tools.run("run.py", *common, *arguments)
 
     missing = run("method.recipe=calibrated", "bench.limit=4")
     assert missing.returncode == 2 and "task=calibrate" in missing.stderr

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import command_tools
 from vtprune.harness import cli
 from vtprune.harness.reporting.tables import command, controls, lookup, spec
 from vtprune.harness.request.errors import ConfigError
@@ -77,15 +76,15 @@ def test_table_on_the_command_line_is_the_sweepers_only_beside_an_experiment():
 @pytest.mark.slow
 def test_the_experiment_fills_the_extended_table(tmp_path):
     small = ["bench.limit=2", "data.samples=4"]
-    line = [sys.executable, "run.py", "-m", "experiment=controls", "table=mini_table3", *small]
+    line = ["run.py", "-m", "experiment=controls", "table=mini_table3", *small]
     line += [f"paths.results={tmp_path}", "progress=false"]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    done = command_tools.run(*line)
     assert done.returncode == 0, done.stderr
     table = controls.extend(spec.load("mini_table3", {"bench.limit": 2, "data.samples": 4}))
     assert {cell.status for cell in lookup.find(table, tmp_path)} == {lookup.DONE}
-    line = [sys.executable, "scripts/tables.py", "table=mini_table3", "controls=true", *small]
+    line = ["scripts/tables.py", "table=mini_table3", "controls=true", *small]
     line.append(f"results={tmp_path}")
-    shown = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    shown = command_tools.run(*line)
     assert shown.returncode == 0, shown.stderr
     for label in ("No picture", "Uniform", "Average pooling", "Smaller picture", "Random"):
         assert label in shown.stdout

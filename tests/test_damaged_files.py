@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests import stored
+from tests import command_tools, stored
 from tests import table_tools as tools
 from vtprune.harness.reporting.tables import gate, spec
 from vtprune.harness.reporting.tables.frame import read as frame
@@ -106,9 +105,7 @@ def test_the_status_of_a_cell_says_why_its_result_does_not_count(filled, harm):
 def test_every_command_goes_on_and_says_one_line(filled, command):
     file = harmed(filled, "cut")
     line = [part.format(filled) for part in command]
-    done = subprocess.run(
-        [sys.executable, *line], cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
-    )
+    done = command_tools.run(*line)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 0, done.stderr
     assert sum(str(file) in said for said in done.stderr.splitlines()) == 1
@@ -170,8 +167,7 @@ RUN = ["run.py", "method=random", "ratio=0.5", "bench.limit=3", "batch_size=1"]
 
 
 def run(results: Path, *more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, *RUN, f"paths.results={results}", *more]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    return command_tools.run(*RUN, f"paths.results={results}", *more)
 
 
 @pytest.mark.slow

@@ -6,11 +6,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from tests import command_tools
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = '''
@@ -46,10 +47,7 @@ def package(tmp_path: Path) -> Path:
 
 def run(package: Path, *command: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{ROOT}"}
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True,
-        timeout=300, encoding="utf-8",
-    )  # fmt: skip
+    return command_tools.run(*command, env=environment)
 
 
 def test_an_entry_point_is_found_by_the_registry(package):

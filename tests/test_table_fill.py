@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import command_tools
 from vtprune.harness.reporting.tables import command, lookup, spec
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def call(*arguments, results):
-    line = [sys.executable, "run.py", *arguments, f"paths.results={results}", "progress=false"]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    line = ["run.py", *arguments, f"paths.results={results}", "progress=false"]
+    return command_tools.run(*line)
 
 
 def run(*arguments, results):
@@ -38,13 +37,13 @@ def test_the_experiment_fills_the_table_and_a_second_time_runs_nothing(tmp_path)
     assert {cell.status for cell in found} == {lookup.DONE}
     stored = {str(f) for f in (tmp_path / "runs").glob("*/*/*/result.json")}
     assert {str(cell.folder / "result.json") for cell in found} == stored
-    assert len(stored) == 21  # eight rows, three benchmarks; the default row stands there twice
+    assert len(stored) == 42  # 16 rows, three benchmarks; the default rows stand there twice
     times = {file: Path(file).stat().st_mtime_ns for file in stored}
     request = [f"table={table.name}", *small, f"results={tmp_path}"]
     out = [export(request, tmp_path / name) for name in ("one", "two")]
     second = call("-m", "experiment=mini_table3", *small, results=tmp_path)
     assert second.returncode == 0, second.stderr
-    assert "21 of 21 cells are finished already: nothing to run" in second.stdout
+    assert "42 of 42 cells are finished already: nothing to run" in second.stdout
     assert {file: Path(file).stat().st_mtime_ns for file in stored} == times
     out.append(export(request, tmp_path / "three"))
     assert out[0] == out[1] == out[2]
