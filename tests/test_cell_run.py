@@ -9,6 +9,7 @@ import yaml
 
 from tests import checkpoint_tools
 from vtprune.harness import cli
+from vtprune.harness.request import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +109,44 @@ def test_a_removal_the_model_is_too_shallow_for_is_refused_at_once(run, tmp_path
     assert cells(tmp_path) == []
 
 
+def test_a_cell_of_other_code_is_told_and_run_again_on_request(run, tmp_path, monkeypatch):
+    cell = ["method=gprune", "ratio=0.5"]
+    run(*cell)
+    assert "finished on" in run(*cell, "force=stale")[1], "nothing changed"
+    monkeypatch.setattr(fingerprint, "of_runtime", lambda: "edited")
+    assert "force=stale runs it again" in run(*cell)[1]
+    said = run(*cell, "force=stale")[1]
+    assert "what other code had answered is set aside" in said
+    (folder,) = cells(tmp_path)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert (result["provenance"]["runtime"], result["resumed_after"]) == ("edited", 0)
+    (aside,) = folder.glob("previous-*")
+    assert (aside / "result.json").exists() and (aside / "samples.jsonl").exists()
+    assert "changed" not in run(*cell, "force=stale")[1], "it is the newest now"
+
+
+@pytest.mark.parametrize("again", [(), ("force=failed",)])
+def test_an_interrupted_cell_of_other_code_begins_anew(run, tmp_path, monkeypatch, again):
+    cell = ["method=gprune", "ratio=0.5"]
+    run(*cell)
+    (folder,) = cells(tmp_path)
+    (folder / "result.json").unlink()
+    monkeypatch.setattr(fingerprint, "of_runtime", lambda: "edited")
+    assert run(*cell, *again)[0] == 0
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert result["resumed_after"] == 0
+
+
 def test_a_method_class_from_elsewhere(run, tmp_path):
-    target = "method._target_=methods.random.RandomPruning"
+    target = "method._target_=vtprune.methods.random.RandomPruning"
     status, _, err = run("method=custom", target, "ratio=0.5", "+method.newline=drop")
     assert (status, err) == (0, "")
     (folder,) = cells(tmp_path)
-    assert folder.name.startswith("RandomPruning-0.5-")
+    assert folder.name.startswith("random-0.5-")  # one request, one cell
     status, _, err = run("method=custom", "method._target_=no.such.Class", "ratio=0.5")
-    assert status == 2 and err.count("\n") == 1 and "cannot import no.such.Class" in err
+    assert status == 2 and err.count("\n") == 1 and "cannot import no.such: No module named" in err
     status, _, err = run("method=custom", "method._target_=pathlib.Path", "ratio=0.5")
-    assert status == 2 and "is not a methods.PruningMethod" in err
+    assert status == 2 and "is not a vtprune.methods.PruningMethod" in err
 
 
 def test_paths_of_this_machine_come_from_an_untracked_file(checkpoint, tmp_path, capsys):

@@ -133,4 +133,4 @@ def test_failed_samples_are_asked_again_on_request_and_the_others_kept(run, tmp_
 
 def test_an_unknown_value_of_force_is_refused(run):
     done = run("method._target_=tests.slurm.methods.Drill", "ratio=0.5", "force=faild")
-    assert done.returncode == 2 and "force must be false, true or failed" in done.stderr
+    assert done.returncode == 2 and "force must be false, true, failed or stale" in done.stderr

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vtprune.harness.reporting.tables import spec
-from vtprune.harness.request import subset
+from vtprune.harness.request import fingerprint, subset
 from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.identity import Cell
 from vtprune.harness.request.request import Bench
@@ -86,11 +86,14 @@ def test_all_rows_of_a_table_get_the_same_subset():
 # --- answers taken over --------------------------------------------------------------------------
 
 
+GPRUNE = {"name": "gprune"}
+
+
 def store(results, bench, method=None):
     identity = {"bench": bench, "method": method or {"name": "gprune"}, "versions": {"torch": "1"}}
     labels = {"bench": "gqa", "model": "m", "method": "gprune", "ratio": "0.5"}
     made = Store(results, Cell(identity, labels))
-    made.open({})
+    made.open({"method": GPRUNE})
     return made
 
 
@@ -104,11 +107,11 @@ def answered(made, docs):
 def test_answers_of_a_subset_are_taken_over(tmp_path):
     answered(store(tmp_path, {"name": "gqa", "subset": {"fraction": 0.1, "seed": 0}}), [1, 2, 3])
     whole = store(tmp_path, {"name": "gqa", "limit": None})
-    assert reuse.into(whole) == 2
+    assert reuse.into(whole, GPRUNE) == 2
     found = whole.samples()
     assert [entry["doc_id"] for entry in found] == [1, 2]  # 3 failed and is asked again
     assert all("score" not in entry and len(entry["reused"]) == 8 for entry in found)
-    assert reuse.into(whole) == 0  # begun already
+    assert reuse.into(whole, GPRUNE) == 0  # begun already
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,13 @@ def test_answers_of_a_subset_are_taken_over(tmp_path):
 )
 def test_answers_to_another_request_are_not(tmp_path, change):
     answered(store(tmp_path, {"name": "gqa", "limit": 5}, method=change.get("method")), [1])
-    assert reuse.into(store(tmp_path, change.get("bench", {"name": "gqa"}))) == 0
+    assert reuse.into(store(tmp_path, change.get("bench", {"name": "gqa"})), GPRUNE) == 0
+
+
+def test_answers_of_other_code_are_not(tmp_path, monkeypatch):
+    answered(store(tmp_path, {"name": "gqa", "limit": 5}), [1])
+    monkeypatch.setattr(fingerprint, "of_runtime", lambda: "edited")
+    assert reuse.into(store(tmp_path, {"name": "gqa", "limit": None}), GPRUNE) == 0
 
 
 @pytest.mark.slow

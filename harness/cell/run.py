@@ -6,7 +6,7 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vtprune.harness.cell import meter, ranks
@@ -40,7 +40,7 @@ def run_cell(prepared: Prepared) -> dict[str, Any] | None:
         with group.cell():
             return _run_together(group, prepared, store)
     if (stored := _finished(prepared, store)) is not None:
-        _say_finished(stored, store)
+        _say_finished(stored, prepared.request.config["method"])
         return stored
     method = _checked_method(prepared)
     with _leased(prepared, store):
@@ -54,7 +54,7 @@ def run_cell(prepared: Prepared) -> dict[str, Any] | None:
 def _finished(prepared: Prepared, store: Store) -> dict[str, Any] | None:
     """The stored result, unless ``force`` asks for another one."""
     stored = store.result()
-    if stored is None or not stands(stored, prepared.request.force):
+    if stored is None or not stands(stored, prepared.request):
         return None
     return {**stored, "directory": str(store.folder)}
 
@@ -71,14 +71,16 @@ def _leased(prepared: Prepared, store: Store) -> Iterator[lease.Lease]:
 
 
 def _open(prepared: Prepared, store: Store) -> None:
-    force = prepared.request.force
+    force, config = prepared.request.force, prepared.request.config
+    if force is not True and (aside := store.set_aside_foreign(config)) is not None:
+        say(f"what other code had answered is set aside in {aside.name}; nothing of it is used")
     if store.result_file.exists() and force is not True:
         aside = store.reopen()
         if force != RETRY:  # what cannot be read is no result
             say(f"{store.result_file.name} is set aside in {aside.name}; its answers are kept")
-    store.open(prepared.request.config, fresh=force is True)
+    store.open(config, fresh=force is True)
     ranks.fold(store.folder, store.journal_file)  # what a killed group of processes left behind
-    if force is not True and (taken := reuse.into(store)):
+    if force is not True and (taken := reuse.into(store, config["method"])):
         say(f"{taken} answers of other runs on other rows of this benchmark are at hand")
 
 
@@ -96,7 +98,7 @@ def _run_together(
         return _compute_together(group, prepared, store, _checked_method(prepared))
     if (stored := _finished(prepared, store)) is not None:
         group.agree("finished")
-        _say_finished(stored, store)
+        _say_finished(stored, prepared.request.config["method"])
         return stored
     method = _checked_method(prepared)
     try:
@@ -140,20 +142,14 @@ def _checked_method(prepared: Prepared) -> Any:
     return method
 
 
-
-
-
-
-
-
-def _say_finished(stored: dict[str, Any], store: Store) -> None:
+def _say_finished(stored: Mapping[str, Any], method: Mapping[str, Any]) -> None:
     failed, again = "", "force=true runs it again"
     if stored["n_failed"]:
         failed = f", {stored['n_failed']} samples failed"
         again = "force=failed asks those again, force=true all of it"
     say(f"finished on {stored['finished'][:16]}{failed}; {again}")
-    if stored["provenance"]["code"] != provenance.code_hash():
-        say("note: methods/ or models/ changed since this result was computed")
+    if provenance.is_stale(stored["provenance"], method):
+        say("note: the code of its method, or of models/, changed since; force=stale runs it again")
 
 
 def _compute(
@@ -251,7 +247,7 @@ def _text_tower(prepared: Prepared, device: str) -> Any:
 
 
 def _result(prepared: Prepared, outcome: Any) -> dict[str, Any]:
-    bench, cell = prepared.request.bench, prepared.cell
+    bench, cell, method = prepared.request.bench, prepared.cell, prepared.request.config["method"]
     failed = [s for s in outcome.samples if s["error"]]
     return {
         "key": cell.key,
@@ -271,5 +267,5 @@ def _result(prepared: Prepared, outcome: Any) -> dict[str, Any]:
         "counters": meter.summary(outcome.samples),
         "peak_memory": meter.peak_memory(prepared.runtime.device),
         "identity": cell.identity,
-        "provenance": provenance.collect(prepared.runtime.device),
+        "provenance": provenance.collect(prepared.runtime.device, method),
     }

@@ -12,6 +12,7 @@ from vtprune.harness.request.known import flatten
 from vtprune.harness.request.request import Config, Request
 
 RETRY = "failed"  # force=failed: samples that failed are asked again, the others kept
+STALE = "stale"  # force=stale: cells whose code changed since are run again
 
 #: methods.base has the same, behind torch, which has no place here
 LABELLED_TOKENS = 576
@@ -83,8 +84,10 @@ def _labelled(label: Any, ratio: Any, notes: list[str]) -> float:
 
 
 def check_numbers(config: Config) -> None:
-    if config["force"] not in (False, True, RETRY):
-        raise ConfigError(f"force must be false, true or {RETRY}: got {config['force']!r}")
+    if config["force"] not in (False, True, RETRY, STALE):
+        raise ConfigError(
+            f"force must be false, true, {RETRY} or {STALE}: got {config['force']!r}"
+        )
     bench = config["bench"]
     whole("batch_size", config["batch_size"], 1)
     whole("decoding.max_new_tokens", config["decoding"]["max_new_tokens"], 1)

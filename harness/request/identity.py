@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from vtprune.harness.request import benches, prompts, subset
+from vtprune.harness.request import benches, own_class, prompts, subset
 from vtprune.harness.request.device import Runtime
 from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.request import Config, Request
@@ -125,7 +125,7 @@ def make(
     }
     labels = {
         "model": request.model.name,
-        "method": request.method.label,
+        "method": identity["method"]["name"].rpartition(".")[2],
         "ratio": f"{request.ratio:g}",
         "bench": request.bench.name,
         "data": data["source"],
@@ -156,11 +156,12 @@ def asked(config: Config) -> dict[str, Any]:
 
 def method_identity(config: Config) -> dict[str, Any]:
     """A method with all its options, as cells and timings are keyed by it."""
-    name = config["method"].get("_target_") or config["method"]["name"]
+    name = (config["method"].get("_target_") or config["method"]["name"]).replace(":", ".")
     if config["ratio"] == 0:
         # Nothing is removed, so no option of the method can matter: one baseline for all.
         return {"name": "none"} if name == "none" else {"name": name, "ratio": 0}
-    return {"name": name, **method_options(config)}
+    options = method_options(config)
+    return own_class.identity(config["method"], options) or {"name": name, **options}
 
 
 def method_options(config: Config) -> dict[str, Any]:

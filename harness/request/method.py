@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vtprune.harness.request import own_class
 from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.identity import method_options
 from vtprune.harness.request.request import Request
@@ -21,7 +22,7 @@ def build_method(request: Request) -> Any:
     from vtprune import methods
 
     method = request.method
-    named = _locate(method.target) if method.target else method.name
+    named = own_class.locate(method.target) if method.target else method.name
     try:
         return methods.build(named, **method_options(request.config))
     except methods.MethodError as error:
@@ -40,20 +41,3 @@ def check_schedule(method: Any, model: dict[str, Any]) -> None:
         inside.checked_schedule(layers, n_visual=MANY)
     except methods.MethodError as error:
         raise ConfigError(str(error)) from error
-
-
-def _locate(target: str) -> Any:
-    from hydra.utils import get_class
-
-    from vtprune import methods
-
-    try:
-        found = get_class(target)
-    except (ImportError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"method._target_: cannot import {target}: {reason}") from error
-    except Exception as error:  # hydra wraps whatever the user's module raises while importing
-        raise ConfigError(f"method._target_: cannot import {target}: {error}") from error
-    if not issubclass(found, methods.PruningMethod):
-        raise ConfigError(f"method._target_: {target} is not a methods.PruningMethod")
-    return found

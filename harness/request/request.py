@@ -6,6 +6,7 @@ are in :mod:`vtprune.harness.request.check`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -60,7 +61,7 @@ class Method:
     @property
     def label(self) -> str:
         """Name in tables and paths: the configured one, or the class of an outside method."""
-        return str(self.target).rpartition(".")[2] if self.target else self.name
+        return re.split("[.:]", str(self.target))[-1] if self.target else self.name
 
 
 @dataclass(frozen=True)

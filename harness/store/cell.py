@@ -17,18 +17,21 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from vtprune.harness.request.check import RETRY
+from vtprune.harness.request.check import RETRY, STALE
 from vtprune.harness.request.identity import Cell, canonical_json
-from vtprune.harness.store import index
+from vtprune.harness.request.request import Request
+from vtprune.harness.store import index, provenance
 from vtprune.harness.store.journal import line, unguarded, write_atomic
 from vtprune.harness.store.schema import SCHEMA, Damaged, Result, Sample
 
 
-def stands(result: Result, force: bool | str) -> bool:
-    """True if a stored result is not to be computed again under this value of ``force``."""
-    if force == RETRY:
+def stands(result: Result, request: Request) -> bool:
+    """True if a stored result is not to be computed again under the request's ``force``."""
+    if request.force == RETRY:
         return not result["n_failed"]
-    return not force
+    if request.force == STALE:
+        return not provenance.is_stale(result["provenance"], request.config["method"])
+    return not request.force
 
 
 class Store:
@@ -73,7 +76,12 @@ class Store:
             self._set_aside()
         import yaml
 
-        content = {"key": self.cell.key, "identity": self.cell.identity, "config": config}
+        content = {
+            "key": self.cell.key,
+            "identity": self.cell.identity,
+            "config": config,
+            "provenance": provenance.code(config["method"]),
+        }
         text = yaml.safe_dump(json.loads(canonical_json(content)), sort_keys=False)
         write_atomic(self.folder / "cell.yaml", text)
 
@@ -81,6 +89,14 @@ class Store:
         files = [self.result_file, self.journal_file, self.log_file]
         if any(file.exists() for file in files):
             self._move(files)
+
+    def set_aside_foreign(self, config: dict[str, Any]) -> Path | None:
+        """Move away what other code answered, so that no result mixes the two; None: nothing."""
+        if not index.begun(self.folder) or not index.samples(self.folder):
+            return None
+        if not provenance.is_stale(index.code(self.folder), config["method"]):
+            return None
+        return self._move([self.result_file, self.journal_file, self.log_file])
 
     def reopen(self) -> Path:
         """Make a finished cell an interrupted one; its result is set aside, its answers stay."""

@@ -160,6 +160,14 @@ def config(folder: Path) -> dict[str, Any]:
     return _described(Path(folder)).get("config") or {}
 
 
+def code(folder: Path) -> Mapping[str, Any]:
+    """Fingerprints of the code that a directory's answers come from; empty if not recorded."""
+    found = read(folder)
+    if found is not None and found.result is not None:
+        return found.result["provenance"]
+    return _described(Path(folder)).get("provenance") or {}
+
+
 def _described(folder: Path) -> dict[str, Any]:
     """``cell.yaml``; empty if there is none or it cannot be read (told)."""
     file = folder / CELL

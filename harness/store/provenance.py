@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from vtprune import places
+from vtprune.harness.request import fingerprint
 
 _PACKAGES = (
     "torch", "torchvision", "transformers", "tokenizers", "lmms_eval", "datasets", "accelerate",
@@ -16,23 +17,35 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def code_hash() -> str:
-    """Hash of the sources that turn a prompt into an answer: methods/ and models/.
+def code(method: Mapping[str, Any]) -> dict[str, str | None]:
+    """Fingerprints of the code that turns a prompt into an answer, as they are now.
 
-    Recorded, not part of a cell's key: a corrected comment should not cost a week of compute.
+    Recorded, not part of a cell's key: what a file of ours is called must not cost a week of
+    compute. Comments and docstrings do not count, nor do methods that the cell does not use.
+
+    Args:
+        method: the config's group.
+
+    Returns:
+        ``code`` of the method, its parts and the files it builds on; ``runtime`` of models/.
     """
-    digest = hashlib.sha256()
-    for folder in ("methods", "models"):
-        for file in sorted((places.ROOT / folder).rglob("*.py")):
-            digest.update(file.relative_to(places.ROOT).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
+    try:
+        own = fingerprint.of_method(method)
+    except LookupError:  # a class without a file; the identity refuses it where it matters
+        own = None
+    return {"code": own, "runtime": fingerprint.of_runtime()}
 
 
-def collect(device: str) -> dict[str, Any]:
-    """Versions, commit, and the kind of machine."""
+def is_stale(recorded: Mapping[str, Any], method: Mapping[str, Any]) -> bool:
+    """True if the code of a method or of the runtime is another than when this was recorded."""
+    return any(recorded.get(part) != now for part, now in code(method).items())
+
+
+def collect(device: str, method: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions, commit, fingerprints of the code (:func:`code`), and the kind of machine."""
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
-        "code": code_hash(),
+        **code(method),
         "commit": _git("rev-parse", "HEAD"),
         "modified": None if changes is None else bool(changes),
         "python": platform.python_version(),

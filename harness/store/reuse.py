@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vtprune.harness.request.identity import canonical_json
-from vtprune.harness.store import index
+from vtprune.harness.store import index, provenance
 from vtprune.harness.store.cell import Store
 from vtprune.harness.store.journal import Journal
 
@@ -21,14 +21,14 @@ _WHICH_ROWS = ("limit", "indices", "subset")
 _FROM_SCORING = ("score", "reference", "question_id", "image_id")
 
 
-def into(store: Store) -> int:
-    """Append to the cell's journal what its siblings answered; returns how many.
+def into(store: Store, method: Mapping[str, Any]) -> int:
+    """Append to the cell's journal what its siblings answered with the same code; returns how many.
 
     A journal that exists is left alone: the cell was begun before and took over then.
     """
     if store.journal_file.exists() and store.journal_file.stat().st_size:
         return 0
-    found = _answers(store)
+    found = _answers(store, method)
     if not found:
         return 0
     with Journal(store.journal_file) as journal:
@@ -37,11 +37,13 @@ def into(store: Store) -> int:
     return len(found)
 
 
-def _answers(store: Store) -> dict[int, dict[str, Any]]:
+def _answers(store: Store, method: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
     wanted, found = _request(store.cell.identity), {}
     name = store.folder.name.rpartition("-")[0]
     for folder in sorted(store.folder.parent.glob(f"{name}-*")):
         if folder == store.folder or not _is_same_request(folder, wanted):
+            continue
+        if provenance.is_stale(index.code(folder), method):
             continue
         for entry in index.samples(folder):
             if not entry["error"]:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from vtprune import places
 from vtprune.harness.cell import prepare, publish, ranks
 from vtprune.harness.request import several
-from vtprune.harness.request.check import RETRY
+from vtprune.harness.request.check import RETRY, STALE
 from vtprune.harness.request.errors import HarnessError
 from vtprune.harness.request.request import Request
 from vtprune.harness.store import index, provenance
@@ -70,7 +70,7 @@ def finished(items: Sequence[plans.Item]) -> dict[int, Result]:
         if item.directory is None:
             continue
         stored = index.read(Path(item.directory))
-        if stored and stored.result and stands(stored.result, item.request.force):
+        if stored and stored.result and stands(stored.result, item.request):
             found[place] = stored.result
     return found
 
@@ -86,13 +86,17 @@ def _note_finished(plan: plans.Plan, before: dict[int, Result], where: str) -> N
     rest = "" if plan.jobs else f": nothing to {verb}"
     print(f"{len(before)} of {len(plan.items)} cells are finished already{rest} "
           "(force=true runs them again)", flush=True)  # fmt: skip
-    code = provenance.code_hash()
-    if stale := sum(result["provenance"]["code"] != code for result in before.values()):
-        print(f"note: methods/ or models/ changed since {stale} of them were computed")
+    if stale := sum(_is_stale(plan.items[place], result) for place, result in before.items()):
+        print(f"note: the code of their methods, or of models/, changed since {stale} of them were "
+              f"computed; force={STALE} runs those again")  # fmt: skip
     if partial := sum(bool(result["n_failed"]) for result in before.values()):
         print(f"note: {partial} of them have failed samples; force={RETRY} asks those again")
     if unseen := sum(_unpublished(plan.items[place], r) for place, r in before.items()):
         print(f"note: {unseen} of them are not in W&B yet: {places.command('sync')}")
+
+
+def _is_stale(item: plans.Item, result: Result) -> bool:
+    return provenance.is_stale(result["provenance"], item.request.config["method"])
 
 
 def _unpublished(item: plans.Item, result: Result) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
@@ -57,7 +58,7 @@ def run_timing(request: Request, *, reuse: bool = False) -> dict[str, Any]:
             time_batch(vlm, method, sizes, request.text_tokens, processor, timing, batch)
             for batch in timing.batch_sizes
         ],
-        "provenance": _provenance(vlm.device),
+        "provenance": _provenance(vlm.device, request.config["method"]),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -293,12 +294,12 @@ def _load(where: dict[str, Any]) -> Any:
         raise HarnessError(str(error)) from error
 
 
-def _provenance(used: str) -> dict[str, Any]:
+def _provenance(used: str, method: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     from vtprune.harness.store import provenance
 
-    found = provenance.collect(used)
+    found = provenance.collect(used, method)
     return {**found, "torch_threads": torch.get_num_threads()}
 
 

@@ -39,7 +39,7 @@ MARKS = {
     "a": "computed with other package versions than most of this table",
     "b": "computed on another device, dtype, kernel or number of threads than most of this table",
     "c": "data of this benchmark differ between rows (content or revision)",
-    "d": "methods/ or models/ had another content than for most of this table",
+    "d": "the code of its method, or of models/, was another than for most of this table",
     "e": "metric differs from the one of conf/bench",
     gate.MARK: "baseline not confirmed",
 }
@@ -205,7 +205,7 @@ def _mark(found: Sequence[Found]) -> None:
     done = [cell for cell in found if cell.result]
     versions = odd(done, lambda r: r["identity"]["versions"])
     runtime = odd(done, lambda r: {**r["identity"]["model"], "checkpoint": None})
-    code = odd(done, lambda r: r["provenance"]["code"])
+    code = odd_code(done)
     data: set[int] = set()
     for bench in {cell.wanted.bench for cell in done}:
         own = [cell for cell in done if cell.wanted.bench == bench]
@@ -230,6 +230,15 @@ def odd(cells: Sequence[Any], of: Any) -> set[int]:
     newest = {texts[id(cell)]: cell.result["finished"] for cell in cells if cell.result}
     usual = max(counts, key=lambda text: (counts[text], newest[text]), default=None)
     return {cell for cell, text in texts.items() if text != usual}
+
+
+def odd_code(cells: Sequence[Any]) -> set[int]:
+    """ids of the cells that other code computed than most: of their own method, or of models/."""
+    found = odd(cells, lambda r: r["provenance"].get("runtime"))
+    for method in {cell.result["method"] for cell in cells}:
+        own = [cell for cell in cells if cell.result["method"] == method]
+        found |= odd(own, lambda r: r["provenance"]["code"])
+    return found
 
 
 def _metric(config: Mapping[str, Any]) -> str:

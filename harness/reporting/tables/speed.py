@@ -174,7 +174,7 @@ def _mark(timed: Sequence[Timed], found: Sequence[Found]) -> None:
     odd = {
         "a": lookup.odd(done, lambda r: r["provenance"]["versions"]),
         "b": lookup.odd(done, _runtime),
-        "d": lookup.odd(done, lambda r: r["provenance"]["code"]),
+        "d": lookup.odd_code(done),
     }
     for one in done:
         one.marks = [mark for mark, among in odd.items() if id(one) in among]

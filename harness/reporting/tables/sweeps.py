@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vtprune.harness.request import compose as wanted
+from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.identity import canonical_json
 from vtprune.harness.sweep import status
 from vtprune.harness.sweep.plan import Plan
@@ -51,7 +52,7 @@ def _name(config: Mapping[str, Any]) -> str | None:
     """What a config asks for, of which model and data; None if that is impossible to say."""
     try:
         asked = wanted.asked(dict(config))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, ConfigError):
         return None  # ratio=high, say: its own sweep tells what is wrong with it
     data = {k: config["data"].get(k) for k in ("source", "seed", "samples", "revision")}
     return canonical_json([asked, config["model"]["name"], data])
