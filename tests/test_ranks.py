@@ -179,7 +179,8 @@ def test_ranks_go_by_what_the_first_one_saw(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "_checked_method", lambda prepared: "method")
     monkeypatch.setattr(running, "_say_finished", lambda *_: None)
     monkeypatch.setattr(running, "_compute_together", lambda *_: seen.append("computed"))
-    prepared = SimpleNamespace(request=Request({"force": False, "sweep": {"lease_s": 60}}))
+    asked = {"force": False, "sweep": {"lease_s": 60}, "method": {"name": "none"}}
+    prepared = SimpleNamespace(request=Request(asked))
 
     def part(group):
         with group.cell():
