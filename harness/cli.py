@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from vtprune import commands, places
 from vtprune.harness.cell import tasks
 from vtprune.harness.request import arguments as given
-from vtprune.harness.request import explain, resolvers, several  # noqa: F401
+from vtprune.harness.request import explain, resolvers, several, words  # noqa: F401
 from vtprune.harness.request.errors import ConfigError, HarnessError, one_line
 from vtprune.models.errors import ModelLoadError, PruningUnsupported
 
@@ -31,13 +31,13 @@ warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``python run.py <argv>``; the return value is the exit status."""
-    arguments = _with_own_method(list(sys.argv[1:] if argv is None else argv))
-    arguments = _with_table(arguments)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     debug = any(a.lower() in ("debug=true", "debug=1") for a in arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand us the exception instead of printing it
     _failed.clear()
     SweepStart.folder = None
     try:
+        arguments = words.of_a_table(words.own_method(arguments))
         _hydra_main(several.arguments(arguments))
         if _failed:
             raise _failed.pop()
@@ -51,20 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         text, status = _describe(error, arguments)
         print(f"error: {text}", file=sys.stderr)
         return status
-
-
-def _with_own_method(arguments: list[str]) -> list[str]:
-    """``method._target_=...`` alone means the group entry that takes any class."""
-    own = any(a.startswith("method._target_=") for a in arguments)
-    chosen = any(a.startswith("method=") for a in arguments)
-    return ["method=custom", *arguments] if own and not chosen else arguments
-
-
-def _with_table(arguments: list[str]) -> list[str]:
-    """``table=NAME`` beside an experiment is the table that its sweeper works off."""
-    if not any(a.startswith("experiment=") for a in arguments):
-        return arguments
-    return [f"hydra.sweeper.{a}" if a.startswith("table=") else a for a in arguments]
 
 
 def _describe(error: Exception, arguments: Sequence[str]) -> tuple[str, int]:

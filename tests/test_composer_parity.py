@@ -202,10 +202,10 @@ def test_a_users_table_is_planned_with_a_command_that_fills_it(tmp_path):
     write(tmp_path, "bench/mytext", TEXTS)
     write(tmp_path, "table/mine", {"defaults": ["mini_table2", "_self_"], "columns": ["mytext"]})
     with known.searching(tmp_path):
-        assert command.parse(["table=mini_table2", "plan"]).filled_by == "experiment=mini_table2"
+        assert command.parse(["table=mini_table2", "plan"]).filled_by == "table=mini_table2"
         planned = command.parse(["table=mine", "plan"])
         assert {cell.bench for cell in planned.table.cells()} == {"mytext"}
-    assert planned.filled_by == "hydra/sweeper=table hydra.sweeper.table=mine"
+    assert planned.filled_by == "table=mine"
 
 
 def test_a_reference_in_a_users_file_means_what_hydra_makes_of_it(tmp_path):

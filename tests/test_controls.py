@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests import command_tools
-from vtprune.harness import cli
 from vtprune.harness.reporting.tables import command, controls, lookup, spec
 from vtprune.harness.request.errors import ConfigError
 
@@ -62,15 +61,9 @@ def test_a_row_of_random_with_one_seed_gets_three():
 
 def test_the_commands_of_an_extended_table_name_the_experiment(capsys):
     request = command.parse(["table=mini_table1", "controls=true", "plan", "results=/nowhere"])
-    assert "experiment=controls table=mini_table1 " in command.plan(request)
+    assert "-m table=mini_table1 controls=true " in command.plan(request)
     assert command.main(["table=mini_table1", "controls=yes"]) == ConfigError.exit_code
     assert "controls must be true or false" in capsys.readouterr().err
-
-
-def test_table_on_the_command_line_is_the_sweepers_only_beside_an_experiment():
-    given = ["-m", "experiment=controls", "table=mini_table3"]
-    assert cli._with_table(given) == [*given[:2], "hydra.sweeper.table=mini_table3"]
-    assert cli._with_table(["table=mini_table3"]) == ["table=mini_table3"]
 
 
 @pytest.mark.slow

@@ -167,21 +167,22 @@ def test_a_typo_is_one_line():
 
 
 def test_the_plan_of_an_empty_store_names_every_cell_once(tmp_path, table):
-    request = command.parse([f"table={TABLE}", f"results={tmp_path}"])
+    request = command.parse([f"table={TABLE}", "plan", "all", f"results={tmp_path}"])
     told = command.plan(request)
     commands = [line for line in told.splitlines() if line.startswith("python run.py data=")]
     assert len(commands) == len(set(commands)) == 21
-    assert f"python run.py -m experiment={TABLE}" in told
+    assert f"python run.py -m table={TABLE}" in told
     assert "no estimate" in told
 
 
 def test_a_cell_named_twice_is_planned_once(tmp_path):
-    request = command.parse(["table=mini_table3", f"results={tmp_path}"])
+    request = command.parse(["table=mini_table3", "plan", "all", f"results={tmp_path}"])
     assert command.plan(request).count("python run.py data=") == 42  # 48 less 6 of the defaults
 
 
 def test_the_plan_keeps_what_was_changed(tmp_path):
-    request = command.parse([f"table={TABLE}", "bench.limit=8", f"results={tmp_path}"])
+    given = [f"table={TABLE}", "plan", "all", "bench.limit=8", f"results={tmp_path}"]
+    request = command.parse(given)
     told = command.plan(request).splitlines()
     assert sum("bench.limit=8" in line for line in told) == 1 + 21
 
@@ -209,7 +210,7 @@ def test_holes_are_printed_and_never_averaged(tmp_path, table):
     assert not any(grid.at(row, "pope").best for row in table.rows)  # the best is not known yet
     text = render.text(grid, PLAIN)
     assert "·" in text and "not run yet" in text
-    plan = command.plan(command.parse([f"table={TABLE}", f"results={tmp_path}"]))
+    plan = command.plan(command.parse([f"table={TABLE}", "plan", "all", f"results={tmp_path}"]))
     commands = [line for line in plan.splitlines() if line.startswith("python run.py data=")]
     assert len(commands) == 1 and "method=gprune" in commands[0] and "bench=pope" in commands[0]
 

@@ -215,11 +215,11 @@ def test_status_and_plan_name_the_missing_timings(tmp_path, table):
     every = speed.timings(table)
     for one in every[1:]:
         stored(tmp_path, one)
-    request = command.parse([f"table={TABLE}", f"results={tmp_path}"])
+    request = command.parse([f"table={TABLE}", "plan", "all", f"results={tmp_path}"])
     told = command.status(request)
     assert "timings: 11 done, 1 missing" in told and "timing: missing" in told
     plan = command.plan(request)
-    assert f"python run.py -m experiment={TABLE} task=time paths.results={tmp_path}" in plan
+    assert f"python run.py -m table={TABLE} task=time paths.results={tmp_path}" in plan
     lines = [line for line in plan.splitlines() if line.startswith("python run.py task=time")]
     (line,) = lines
     assert shlex.split(line)[2:-1] == every[0].arguments

@@ -7,10 +7,10 @@ machine that has neither the checkpoint nor the data.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from vtprune.harness.request import benches, defaults, known
+from vtprune.harness.request import benches, defaults, known, own_class, words
 from vtprune.harness.request import identity as cell
 from vtprune.harness.request.errors import ConfigError, did_you_mean, one_line
 
@@ -30,6 +30,7 @@ def compose(overrides: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: a group has no such choice, or an option does not exist.
     """
     groups = known.groups()
+    overrides = _with_own_method(overrides)
     chosen = {key: _choice(value) for key, value in overrides.items() if key in groups}
     config = defaults.compose("config", chosen).config
     for name in _MACHINE:
@@ -38,6 +39,21 @@ def compose(overrides: Mapping[str, Any]) -> dict[str, Any]:
         if key not in groups:
             _set(config, key, value)
     return _resolved(config)
+
+
+def _with_own_method(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``method: package.module:Class`` as the group entry that takes any class."""
+    method = overrides.get("method")
+    if not isinstance(method, str) or not words.is_target(method):
+        return overrides
+    return {**overrides, "method": "custom", "method._target_": method}
+
+
+def method_options(name: str) -> Collection[str]:
+    """Options of a method of conf/, or of a class."""
+    if words.is_target(name):
+        return own_class.options(name)
+    return known.entries("method", name) or {}
 
 
 def _choice(value: Any) -> str | None:
@@ -75,7 +91,7 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
         place = place.get(name)
         if not isinstance(place, dict):
             raise _no_option(key, config)
-    if last not in place:
+    if last not in place and not (path == ["method"] and place.get("_target_")):
         raise _no_option(key, config)
     defaults.merge(place, {last: value}, key)
 

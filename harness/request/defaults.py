@@ -120,7 +120,7 @@ class _Entry:
 
     @property
     def group(self) -> str:
-        path = self.path if self.kind == "group" else self.path.rpartition("/")[0]
+        path = self.path if self.kind == "group" else _cut(self.path)[0]
         if self.path.startswith("/"):
             return path.removeprefix("/")
         return "/".join(filter(None, (self.base, path)))
@@ -129,7 +129,7 @@ class _Entry:
     def name(self) -> str | None:
         """The config it means, as the search path has it; None for no choice."""
         if self.kind == "file":
-            last = self.path.rpartition("/")[2]
+            last = _cut(self.path)[1]
             return "/".join(filter(None, (self.group, last)))
         return None if self.choice is None else f"{self.group}/{self.choice}"
 
@@ -149,7 +149,7 @@ class _Entry:
         package = self.package if self.package is not None else header
         if package is None:
             path = self.path.removeprefix("/")
-            package = (path if self.kind == "group" else path.rpartition("/")[0]).replace("/", ".")
+            package = (path if self.kind == "group" else _cut(path)[0]).replace("/", ".")
         whole = ".".join(filter(None, (self.outer, package)))
         return whole.rpartition(_GLOBAL)[2].removeprefix(".") if _GLOBAL in whole else whole
 
@@ -160,6 +160,15 @@ class _Entry:
             own = made.package.replace("_group_", made.group.replace("/", "."))
             made = replace(made, package=f"{_GLOBAL}.{own}")
         return made
+
+
+def _cut(path: str) -> tuple[str, str]:
+    """Group and name of a config file; a file anywhere is ``table//its/path.yaml``."""
+    group, outside, rest = path.partition("//")
+    if outside:
+        return group, f"/{rest}"
+    group, _, name = path.rpartition("/")
+    return group, name
 
 
 @dataclass

@@ -65,11 +65,14 @@ def searching(*new: Path) -> Iterator[None]:
 def find(name: str) -> File | None:
     """The config ``name`` (``bench/gqa``), None if no folder has it.
 
+    A file anywhere is ``table//its/path.yaml``: its group, and where it lies.
+
     Raises:
         ConfigError: it cannot be read.
     """
-    for folder in folders():
-        path = folder / f"{name}.yaml"
+    group, outside, rest = name.partition("//")
+    paths = [folder / f"{name}.yaml" for folder in folders()]
+    for path in [Path(f"/{rest}")] if outside and group else paths:
         if path.is_file():
             stat = path.stat()
             return _read(path, stat.st_mtime_ns, stat.st_size)

@@ -86,11 +86,19 @@ def identity(method: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     if where is None or (by_name and where.shipped):
         return None
     cls = locate(f"{where.module}:{where.name}")
+    for name in given:
+        if name not in (there := options(f"{where.module}:{where.name}")):
+            raise ConfigError("method: " + unknown(f"option of {where.name}", name, there))
     values = {**_defaults(cls), **given}
     if where.shipped and cls.name:
         return {"name": cls.name, **values}
     name = method["name"] if by_name else f"{where.module}.{where.name}"
     return {"name": name, **values, "code": _code(where)}
+
+
+def options(target: str) -> list[str]:
+    """Names of the options of a class."""
+    return [field.name for field in dataclasses.fields(locate(target)) if field.init]
 
 
 def _code(where: Place) -> str:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from vtprune import places
 from vtprune.harness.cell import prepare, publish, ranks
-from vtprune.harness.request import several
+from vtprune.harness.request import several, words
 from vtprune.harness.request.check import RETRY, STALE
 from vtprune.harness.request.errors import HarnessError
 from vtprune.harness.request.request import Request
@@ -118,7 +118,7 @@ def _items(
     common = set.intersection(*(set(o) for o in job_overrides))
     for number, overrides in enumerate(job_overrides, first):
         cfg = launcher.hydra_context.config_loader.load_sweep_config(
-            launcher.config, list(overrides)
+            launcher.config, words.own_method(overrides)
         )
         with open_dict(cfg):
             cfg.hydra.job.id = cfg.hydra.job.num = number

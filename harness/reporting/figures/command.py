@@ -19,14 +19,14 @@ from typing import Any
 import yaml
 
 from vtprune import places
-from vtprune.harness.reporting.tables import analysis, spec
+from vtprune.harness.reporting.tables import analysis, asked
 from vtprune.harness.request.arguments import wants_help
 from vtprune.harness.request.errors import ConfigError, HarnessError, unknown
 from vtprune.harness.store import index
 
 KINDS = ("cost", "ratios", "pareto", "kept", "flow", "norms")
 FROM_TABLE = ("cost", "ratios", "pareto", "kept")
-OWN = ("table", "results", "out", "kind", "doc", "docs", "bench")
+OWN = (*asked.WORDS, "results", "out", "kind", "doc", "docs", "bench")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -72,7 +72,7 @@ def from_table(
     from vtprune.harness.reporting.figures import curves, overlay, paper
 
     changes = {k: v for k, v in pairs.items() if k not in OWN}
-    table = spec.load(pairs["table"], changes)
+    table = asked.load(pairs, changes)
     grid = analysis.build(table, results)
     drawn = {"cost": curves.cost_performance, "ratios": curves.over_ratios,
              "pareto": curves.pareto}  # fmt: skip

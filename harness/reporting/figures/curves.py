@@ -95,7 +95,9 @@ def _unit(grid: Grid) -> tuple[float, str]:
 def _styles(grid: Grid) -> dict[str, tuple[str, str]]:
     """Colour and marker of each method, the same in every panel."""
     blocks = dict.fromkeys(row.block for row in grid.table.rows if not row.is_baseline)
-    return {b: (paper.COLORS[i % 8], paper.MARKERS[i % 8]) for i, b in enumerate(blocks)}
+    styles = {b: (paper.COLORS[i % 8], paper.MARKERS[i % 8]) for i, b in enumerate(blocks)}
+    ours = {row.block for row in grid.table.rows if row.ours}
+    return {b: (color, "*" if b in ours else marker) for b, (color, marker) in styles.items()}
 
 
 def _legend(made: Any, axes: Any, shape: Shape) -> None:
@@ -152,8 +154,9 @@ def _panel(axes: Any, found: Sequence[Point], x: Any, styles: dict[str, tuple[st
         low = [0.0 if p.low is None else v - p.low for v, p in pairs]
         high = [0.0 if p.high is None else p.high - v for v, p in pairs]
         axes.errorbar(
-            [x(p) for p in own], values, yerr=[_up(low), _up(high)], label=own[0].label, lw=1.4,
-            color=color, marker=marker, ms=4, capsize=2, elinewidth=0.7,
+            [x(p) for p in own], values, yerr=[_up(low), _up(high)], label=own[0].label,
+            lw=2.4 if marker == "*" else 1.4, color=color, marker=marker,
+            ms=9 if marker == "*" else 4, capsize=2, elinewidth=0.7,
         )  # fmt: skip
 
 
@@ -185,8 +188,8 @@ def pareto(grid: Grid, shape: Shape = WIDE) -> Any:
             own = [p for p in found if p.block == block]
             color, marker = _styles(grid).get(block, ("black", "*"))
             place.scatter(
-                [p.cost * scale for p in own], [p.value.value for p in own], s=26, color=color,
-                marker=marker, label=own[0].label, zorder=3,
+                [p.cost * scale for p in own], [p.value.value for p in own], color=color,
+                s=90 if marker == "*" else 26, marker=marker, label=own[0].label, zorder=3,
             )  # fmt: skip
         best = front(found)
         place.step(

@@ -14,12 +14,12 @@ import yaml
 
 from vtprune import places
 from vtprune.harness.reporting.report import page
-from vtprune.harness.reporting.tables import analysis, spec
+from vtprune.harness.reporting.tables import analysis, asked, spec
 from vtprune.harness.request.arguments import wants_help
 from vtprune.harness.request.errors import ConfigError, HarnessError
 from vtprune.harness.store.journal import write_atomic
 
-OWN = ("table", "results", "out", "samples")
+OWN = (*asked.WORDS, "results", "out", "samples")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> Path:
         raise ConfigError(f"give a table: table=NAME (available: {', '.join(spec.names())})")
     results = Path(pairs.get("results", places.RESULTS))
     changes = {k: v for k, v in pairs.items() if k not in OWN}
-    table = spec.load(pairs["table"], changes)
+    table = asked.load(pairs, changes)
     grid = analysis.build(table, results)
     out = Path(pairs.get("out", results / "reports" / f"{table.name}.html"))
     out.parent.mkdir(parents=True, exist_ok=True)

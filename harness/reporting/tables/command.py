@@ -1,8 +1,10 @@
 """Tables from the store, without torch.
 
     python scripts/tables.py [--csv | --markdown] [--results DIR]      every finished cell
-    python scripts/tables.py table=NAME status|plan|show|export        a table of conf/table
+    python scripts/tables.py table=NAME|FILE status|plan|plan all|show|export      one table
         [model=... data=... bench.subset=10%]   settings of all its cells
+        [add='my_pkg.my_file:MyPruner(power=0.5, label=Ours)']   rows of your own, several by commas
+        [controls=true]  random, uniform, pooling, a smaller picture and none beside its methods
         [compare=paper]  the published value and the difference    [ci=true]     intervals
         [agree=true]     answers equal to the unpruned model's     [cost=flops]  how compute counts
         [results=DIR] [out=DIR]
@@ -23,7 +25,7 @@ import yaml
 from vtprune import places
 from vtprune.harness.reporting.tables import (
     analysis,
-    controls,
+    asked,
     every,
     lookup,
     render,
@@ -32,13 +34,12 @@ from vtprune.harness.reporting.tables import (
     verdicts,
 )
 from vtprune.harness.reporting.tables.lookup import Found
-from vtprune.harness.request import known
 from vtprune.harness.request.errors import ConfigError, unknown
 from vtprune.harness.request.identity import canonical_json
 from vtprune.harness.store.journal import write_atomic
 
 VERBS = ("status", "plan", "show", "random", "export")
-OWN = ("table", "results", "out", "compare", "ci", "agree", "cost", "controls")
+OWN = (*asked.WORDS, "results", "out", "compare", "ci", "agree", "cost")
 
 
 @dataclass(frozen=True)
@@ -52,27 +53,26 @@ class Request:
     options: render.Options
     changes: Mapping[str, Any]
     filled_by: str
+    whole: bool = False  # a plan of every cell
 
 
 def parse(arguments: Sequence[str]) -> Request:
     """Words are verbs, ``key=value`` are options of the command or settings of the table."""
     verbs = [a for a in arguments if "=" not in a]
     pairs = dict(a.split("=", 1) for a in arguments if "=" in a)
-    if len(verbs) > 1 or (verbs and verbs[0] not in VERBS):
+    if "table" not in pairs and verbs and verbs[0] not in VERBS:
+        pairs = {"table": verbs.pop(0), **pairs}
+    whole = verbs[:1] == ["plan"] and verbs[1:] == ["all"]
+    if (len(verbs) > 1 and not whole) or (verbs and verbs[0] not in VERBS):
         raise ConfigError(unknown("command", " ".join(verbs), VERBS))
+    if "table" not in pairs:
+        raise ConfigError(f"{verbs[0]} what? table=NAME (available: {', '.join(spec.names())})")
     changes = {k: yaml.safe_load(v) for k, v in pairs.items() if k not in OWN}
     compare = pairs.get("compare", "none")
     if compare not in ("none", "paper"):
         raise ConfigError(unknown("compare", compare, ("none", "paper")))
     results = Path(pairs.get("results", places.RESULTS))
-    table = spec.load(pairs["table"], changes, pairs.get("cost"))
-    filled_by = f"experiment={table.name}"
-    if table.name not in known.choices("experiment"):  # a user's table needs no file of that kind
-        filled_by = f"hydra/sweeper=table hydra.sweeper.table={table.name}"
-    if pairs.get("controls", "false") not in ("true", "false"):
-        raise ConfigError(f"controls must be true or false, got {pairs['controls']}")
-    if pairs.get("controls") == "true":
-        filled_by, table = f"experiment=controls table={table.name}", controls.extend(table)
+    table = asked.load(pairs, changes, pairs.get("cost"))
     table.cells()  # an option that does not exist is refused here
     return Request(
         verb=verbs[0] if verbs else "show",
@@ -83,7 +83,8 @@ def parse(arguments: Sequence[str]) -> Request:
             ci=_switch(pairs, "ci"), paper=compare == "paper", agree=_switch(pairs, "agree")
         ),
         changes=changes,
-        filled_by=filled_by,
+        filled_by=" ".join(shlex.quote(word) for word in asked.typed(pairs)),
+        whole=whole,
     )
 
 
@@ -193,7 +194,7 @@ def _size(cell: Found, found: Sequence[Found]) -> int:
 
 
 def plan(request: Request) -> str:
-    """The multirun lines that fill the table, and each missing cell and timing as a command."""
+    """The multirun lines that fill the table; with ``plan all`` each missing one as a command."""
     found = lookup.find(request.table, request.results)
     timed = speed.find(request.table, request.results, found)
     missing, untimed = todo(found), speed.todo(timed)
@@ -209,6 +210,8 @@ def plan(request: Request) -> str:
     if untimed:
         lines.append(f"# {len(untimed)} timings, on a machine that does nothing else meanwhile")
         lines += [f"{whole} task=time{extra}{where}", ""]
+    if not request.whole:
+        return "\n".join([*lines, "# `plan all` prints every one as a command"])
     lines.append("# or one by one")
     for one in [*missing, *untimed]:
         arguments = " ".join(shlex.quote(a) for a in one.wanted.arguments)
@@ -235,12 +238,19 @@ def export(request: Request) -> list[Path]:
     return files
 
 
+def _of_one_table(arguments: Sequence[str]) -> bool:
+    """False for the list of every cell, which takes --csv, --results DIR and results=DIR."""
+    if any(argument.startswith("table=") for argument in arguments):
+        return True
+    return bool(arguments) and not arguments[0].startswith(("-", "results="))
+
+
 def main(arguments: Sequence[str]) -> int:
     """The command with errors in one line; without a table, every finished cell."""
-    if not any(argument.startswith("table=") for argument in arguments):
-        return every.show(arguments, __doc__)
     if {"-h", "--help"} & set(arguments):
         return every.show(["--help"], __doc__)
+    if not _of_one_table(arguments):
+        return every.show(arguments, __doc__)
     try:
         return run(arguments)
     except ConfigError as error:

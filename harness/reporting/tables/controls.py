@@ -31,8 +31,8 @@ NO_BUDGET = "a smaller picture is not shown: budgets other than ratio are not so
 
 def extend(table: Table) -> Table:
     """The table with the missing controls below its baseline, under a name of its own."""
-    budgets = _budgets(table)
-    by_budget = any(key.startswith("budget.") for run in budgets.values() for key in run)
+    removed = budgets(table)
+    by_budget = any(key.startswith("budget.") for run in removed.values() for key in run)
     rows = [_enough_seeds(row) for row in table.rows]
     new = []
     if not any(row.method == "text_only" for row in rows):
@@ -41,7 +41,7 @@ def extend(table: Table) -> Table:
         if method == "downsample" and by_budget:
             continue
         there = {row.ratio for row in rows if row.method == method}
-        new += [_row(method, label, r, run) for r, run in budgets.items() if r not in there]
+        new += [_row(method, label, r, run) for r, run in removed.items() if r not in there]
     place = max((i + 1 for i, row in enumerate(rows) if row.is_baseline), default=0)
     return dataclasses.replace(
         table,
@@ -52,7 +52,7 @@ def extend(table: Table) -> Table:
     )
 
 
-def _budgets(table: Table) -> dict[float, Mapping[str, Any]]:
+def budgets(table: Table) -> dict[float, Mapping[str, Any]]:
     """What is removed in every group of the table: ratio, or the budget it stands for."""
     found: dict[float, Mapping[str, Any]] = {}
     for row in table.rows:

@@ -11,6 +11,10 @@ from vtprune.harness.reporting.tables import frame
 from vtprune.harness.request import arguments as given
 
 
+def _as_option(argument: str) -> str:
+    return f"--{argument}" if argument.startswith("results=") else argument
+
+
 def show(arguments: Sequence[str], text: str | None) -> int:
     """Print them; 1 if there is none. ``text`` is the help of the command."""
     parser = given.parser("tables", text)
@@ -18,7 +22,7 @@ def show(arguments: Sequence[str], text: str | None) -> int:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="all columns as CSV")
     form.add_argument("--markdown", action="store_true", help="the readable columns as Markdown")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args([_as_option(argument) for argument in arguments])
     cells = frame.read(options.results)
     if cells.empty:
         print(f"no finished cells below {options.results}/runs", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -133,18 +134,28 @@ def cells(
 
 def text(grid: Grid, options: Options) -> str:
     """For the terminal; ``*`` stands before the best of a group."""
-    from tabulate import tabulate
+    from tabulate import SEPARATING_LINE, tabulate
 
-    lines = cells(grid, options, lambda t: f"*{t}", "".join)
+    lines: list[Any] = cells(grid, options, lambda t: f"*{t}", "".join)
+    for place in reversed(_where_ours_begin(grid)):
+        lines.insert(place, SEPARATING_LINE)
     titles = _titles(grid, "", "ratio")
     table = tabulate(lines, titles, disable_numparse=True, stralign="right")
     return "\n".join([grid.table.title, "", table, "", *notes(grid, options)])
+
+
+def _where_ours_begin(grid: Grid) -> list[int]:
+    """Places where rows of one's own begin below others."""
+    pairs = itertools.pairwise(grid.table.rows)
+    return [place for place, (above, row) in enumerate(pairs, 1) if row.ours and not above.ours]
 
 
 def markdown(grid: Grid, options: Options) -> str:
     """Markdown with the notes below."""
     lines = cells(grid, options, lambda t: f"**{t}**", lambda m: f" {''.join(m)}" if m else "")
     titles = _titles(grid, "", "ratio")
+    for line, row in zip(lines, grid.table.rows, strict=True):
+        line[0] = f"*{line[0]}*" if row.ours else line[0]
     rule = ["---", *["---:"] * (len(titles) - 1)]
     table = ["| " + " | ".join(line) + " |" for line in [titles, rule, *lines]]
     told = [f"- {line}" for line in notes(grid, options)]
@@ -174,10 +185,11 @@ def latex(grid: Grid, options: Options) -> str:
     titles = _titles(grid, "Method", "Ratio")
     out += [" & ".join(map(_tex, titles)) + r" \\", r"\midrule"]
     block = grid.table.rows[0].block
+    begin = {grid.table.rows[place].key for place in _where_ours_begin(grid)}
     lines = cells(grid, options, lambda t: f"\\textbf{{{t}}}", _tex_marks, _tex)
     for row, line in zip(grid.table.rows, lines, strict=True):
         if row.block != block:
-            out.append(r"\midrule")
+            out += [r"\midrule"] * (2 if row.key in begin else 1)  # a double rule above ours
             block = row.block
         out.append(" & ".join(line) + r" \\")
     out += [r"\bottomrule", r"\end{tabular}"]
@@ -193,7 +205,7 @@ def html_table(grid: Grid, options: Options) -> str:
         ratio = f"{row.ratio:.3g}" if row.ratio else "-"
         line = f'<th scope="row">{html.escape(row_label(row))}</th><td>{ratio}</td>'
         line += "".join(_html_cell(grid, row, column, options) for column in grid.columns)
-        rows.append(f"<tr>{line}</tr>")
+        rows.append(f'<tr class="ours">{line}</tr>' if row.ours else f"<tr>{line}</tr>")
     body_ = "\n".join(rows)
     return f'<table class="grid"><thead><tr>{head}</tr></thead><tbody>\n{body_}\n</tbody></table>'
 
@@ -248,6 +260,7 @@ def html_page(grid: Grid, options: Options) -> str:
         "td,th{padding:.28em .5em;text-align:right;white-space:nowrap;"
         "border-bottom:1px solid #ddd}th:first-child{text-align:left}"
         "sup{line-height:0;color:#667}.hole{color:#999}"
+        "tr:not(.ours)+.ours>*{border-top:2px solid #667}.ours th{font-weight:700}"
     )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'

@@ -15,15 +15,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vtprune.harness.cost.conventions import CONVENTIONS
 from vtprune.harness.request import compose as wanted
-from vtprune.harness.request import known
+from vtprune.harness.request import known, words
 from vtprune.harness.request.errors import ConfigError, unknown
 
 ROW_KEYS = {
-    "name", "label", "method", "ratio", "seed", "options", "sweep", "published",
+    "name", "label", "method", "ratio", "seed", "options", "sweep", "published", "ours",
 }  # fmt: skip
 KEYS = (
     "title", "settings", "columns", "rows", "budgets", "extras", "best", "cost", "notes",
@@ -46,6 +47,7 @@ class Row:
     block: str
     varied: Mapping[str, Any] = field(default_factory=dict)
     published: Mapping[str, Any] = field(default_factory=dict)
+    ours: bool = False
 
     @property
     def key(self) -> str:
@@ -110,14 +112,14 @@ def load(
     """The table ``conf/table/<name>.yaml``; ``changes`` are settings that win over its own.
 
     Args:
+        name: of a table, or the path of a file that holds one.
         cost: convention in which compute is counted, instead of the table's.
 
     Raises:
         ConfigError: no such table, or one that says something nobody reads.
     """
-    if name not in names():
-        raise ConfigError(unknown("table", name, names()))
-    content = known.entries("table", name) or {}
+    name, choice = _found(name)
+    content = known.entries("table", choice) or {}
     _check(name, content := {**content, **({"cost": cost} if cost else {})})
     settings = {"data": "hub", **content.get("settings", {})}
     settings |= _settings_of(changes or {})
@@ -135,6 +137,18 @@ def load(
         conventions=content.get("conventions") or {},
         cost=content.get("cost", PAPER),
     )
+
+
+def _found(name: str) -> tuple[str, str]:
+    """What a table is called, and how conf/ names its file."""
+    if name in names():
+        return name, name
+    path = Path(name).expanduser()
+    if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
+        raise ConfigError(unknown("table", name, names()))
+    if not path.is_file():
+        raise ConfigError(f"table={name}: there is no such file")
+    return path.stem, str(path.resolve())
 
 
 def _check(table: str, content: Mapping[str, Any]) -> None:
@@ -188,6 +202,7 @@ def _rows(
                 block=entry["name"],
                 varied=varied,
                 published=entry.get("published") or {},
+                ours=bool(entry.get("ours", words.is_target(entry["method"]))),
             )
         )
     return made
@@ -212,7 +227,7 @@ def overrides(
     """A run of a row as groups and options; settings of methods only where the method has them."""
     common = {k: v for k, v in settings.items() if not k.startswith(("method.", "budget."))}
     if not row.is_baseline:
-        own = known.entries("method", row.method) or {}
+        own = wanted.method_options(row.method)
         common |= {
             k: v
             for k, v in settings.items()
