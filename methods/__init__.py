@@ -1,23 +1,35 @@
-"""Visual-token pruning methods: one file per method, tensors in, kept indices out."""
+"""Visual-token pruning methods: one file per method, tensors in, kept indices out.
 
-from vtprune.methods.base import (
-    EncoderMethod,
-    ImageTokens,
-    InputMethod,
-    LayerMethod,
-    LayerSignals,
-    MethodError,
-    PruningMethod,
-    Selection,
-    SelectionShape,
-    TokenLayout,
-    TokenMethod,
-    View,
-    n_keep,
-)
+A method answers one question: *which visual tokens stay?* It sees tensors and nothing of models,
+caches, masks or position ids. It derives from one of four kinds:
+
+* :class:`TokenMethod` (tokens.py) decides before the language model, from one graph (*view*) of
+  tokens at a time: ``score(view)``, or ``select(view, k)``.
+* :class:`LayerMethod` (layers.py) decides inside the language model, from the attention of one
+  layer: ``score(signals)`` and a schedule (schedules.py).
+* :class:`EncoderMethod` (encoder.py) merges between the layers of the encoder.
+* :class:`InputMethod` (inputs.py), for controls, makes the picture smaller or leaves it out.
+
+Options are declared once (options.py). Counting (counts.py), stable top-k, refusing what is not a
+selection (picks.py), row ends and the split into views (tokens.py) live in one place each, so that
+none of them can be got wrong in a method. views.py is what a method sees, cost.py what it states
+its own cost from.
+"""
+
+from vtprune.methods.cost import SelectionShape
+from vtprune.methods.counts import LABELLED_TOKENS, Rounding, n_keep
+from vtprune.methods.encoder import EncoderMethod
+from vtprune.methods.errors import MethodError
+from vtprune.methods.inputs import InputMethod
+from vtprune.methods.layers import LayerMethod
+from vtprune.methods.method import PruningMethod
+from vtprune.methods.options import option
 from vtprune.methods.registry import available, build, get, register
+from vtprune.methods.tokens import TokenMethod
+from vtprune.methods.views import ImageTokens, LayerSignals, Selection, TokenLayout, View
 
 __all__ = [
+    "LABELLED_TOKENS",
     "EncoderMethod",
     "ImageTokens",
     "InputMethod",
@@ -25,6 +37,7 @@ __all__ = [
     "LayerSignals",
     "MethodError",
     "PruningMethod",
+    "Rounding",
     "Selection",
     "SelectionShape",
     "TokenLayout",
@@ -34,5 +47,6 @@ __all__ = [
     "build",
     "get",
     "n_keep",
+    "option",
     "register",
 ]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from vtprune.methods.base import (
-    MethodError,
-    PruningMethod,
-    SelectionShape,
-    choice,
-    in_range,
-)
+from vtprune.methods.cost import SelectionShape
+from vtprune.methods.errors import MethodError
+from vtprune.methods.method import Positions, PruningMethod
+from vtprune.methods.options import option
 from vtprune.methods.registry import build, register
 
 #: places in the order in which a run comes by them, in words
@@ -33,32 +30,39 @@ class Compose(PruningMethod):
     together ``1 - ratio`` is the product of ``1 - r``. A combination of ours, which several papers
     report under names of their own; no release defines it. All parts follow one convention for
     positions, ``compact`` as VisPruner's release has it.
-
-    Attributes:
-        first, then: names of the two methods, one before the language model and one inside it.
-        first_ratio: r of the first; None = both remove alike, ``1 - sqrt(1 - ratio)``.
-        first_options, then_options: options of either method.
-        parts: in place of the five above a list of any length, of names with options, such as
-            ``[{name: divprune, ratio: 0.5}, {name: fastv, K: 3}]``. Parts without a ratio share
-            what is left to remove. A part may be a composition itself.
     """
 
-    positions: Literal["original", "compact"] = "compact"
-    first: str = "vispruner"
-    then: str = "fastv"
-    first_ratio: float | None = None
-    first_options: Mapping[str, Any] = field(default_factory=dict)
-    then_options: Mapping[str, Any] = field(default_factory=dict)
-    parts: Any = field(default=None, metadata={"extra": True})
+    ratio_mode: Literal["mean"] = option(
+        "mean", "only mean: 1 - ratio = (1 - first_ratio) (1 - what the second removes of the rest)"
+    )
+    positions: Positions = option(
+        "compact", "of all parts: original = survivors keep their ids | compact = renumbered"
+    )
+    first: str = option("vispruner", "any method that acts before the language model")
+    then: str = option("fastv", "any method that acts inside it")
+    first_ratio: float | None = option(
+        None, "removed by the first; null = both remove alike, 1 - sqrt(1 - ratio)", low=0, high=1
+    )
+    first_options: Mapping[str, Any] = option(
+        factory=dict, help="its options, e.g. '+method.first_options.anyres=unpad'"
+    )
+    then_options: Mapping[str, Any] = option(
+        factory=dict, help="options of the second, e.g. '+method.then_options.K=3'"
+    )
+    parts: Any = option(
+        None,
+        "in place of the five above a list of any length, such as [{name: divprune, ratio: 0.5}, "
+        "{name: fastv, K: 3}]; parts without a ratio share what is left to remove",
+        extra=True,
+    )
 
     title = "Compose"
     paper = "a combination; see its parts"
-    stage: ClassVar[Literal["none", "projector", "vision", "layer", "compose"]] = "compose"
+    stage: ClassVar = "compose"
     example: ClassVar[Mapping[str, Any]] = {"ratio": 0.6, "first": "l2norm"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice(self, "ratio_mode", ("mean",))
         made = self._listed() if self.parts is not None else self._two()
         object.__setattr__(self, "_chain", tuple(part for one in made for part in one.chain))
         self._check_order()
@@ -68,8 +72,11 @@ class Compose(PruningMethod):
         return self._chain  # type: ignore[attr-defined]
 
     def _two(self) -> list[PruningMethod]:
-        if self.first_ratio is not None:
-            in_range(self, "first_ratio", 0.0, self.ratio or 1.0)
+        if self.first_ratio is not None and self.first_ratio > (self.ratio or 1.0):
+            raise MethodError(
+                f"compose: first_ratio={self.first_ratio!r} must be in [0, {self.ratio or 1:g}]: "
+                "the first cannot remove more than both"
+            )
         for name, options in (("first", self.first_options), ("then", self.then_options)):
             if "ratio" in options:
                 raise MethodError(f"compose: {name}_options.ratio has no effect; use first_ratio")
@@ -139,14 +146,14 @@ class Compose(PruningMethod):
             part = build(name, **{**common, **options})
         except MethodError as error:
             raise MethodError(f"compose: {label}: {error}") from error
-        for option, wanted in (("positions", self.positions), ("ratio_mode", "mean"),
-                               ("nominal", None)):  # fmt: skip
-            found = getattr(part, option, wanted)
+        for name_, wanted in (("positions", self.positions), ("ratio_mode", "mean"),
+                              ("nominal", None)):  # fmt: skip
+            found = getattr(part, name_, wanted)
             if found != wanted:
-                hint = f"; use method.positions={found}" if option == "positions" else ""
+                hint = f"; use method.positions={found}" if name_ == "positions" else ""
                 raise MethodError(
-                    f"compose: {label}: {option}={found} cannot be kept, all parts follow "
-                    f"{option}={wanted}{hint}"
+                    f"compose: {label}: {name_}={found} cannot be kept, all parts follow "
+                    f"{name_}={wanted}{hint}"
                 )
         return part
 

@@ -4,38 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from vtprune.methods.base import SelectionShape, TokenMethod, View, choice
+from vtprune.methods.cost import SelectionShape
+from vtprune.methods.method import Positions
+from vtprune.methods.options import option
+from vtprune.methods.tokens import Newline, Padding, Scope, TokenMethod
+from vtprune.methods.views import View
 
 
 @dataclass(frozen=True, kw_only=True)
 class CropMethod(TokenMethod):
-    """A method that treats each encoder crop apart, with the same budget.
+    """A method that treats each encoder crop apart, with the same budget."""
 
-    Attributes:
-        anyres: ``release`` adds no row-end tokens and keeps picks in the padding, in the order of
-            the padded mosaic; ``unpad`` means ``newline=keep`` and ``padding=drop``.
-        score_source: ``cls`` = attention of the CLS token in the layer the projector reads, mean
-            over heads; ``received`` = attention a token receives on average (signal
-            ``received_attention``), for encoders without CLS.
-    """
+    scope: Scope = "per_tile"
+    newline: Newline = "drop"
+    padding: Padding = "keep"
+    positions: Positions = "compact"
+    anyres: Literal["release", "unpad"] = option(
+        "release", "release = no newlines, padding competes | unpad = newline keep, padding drop"
+    )
+    score_source: Literal["cls", "received"] = option(
+        "cls", "cls = attention of CLS | received = mean attention received, for encoders without"
+    )
 
-    scope: Literal["per_view", "joint", "per_tile"] = "per_tile"
-    newline: Literal["keep", "drop", "candidate"] = "drop"
-    padding: Literal["drop", "keep"] = "keep"
-    positions: Literal["original", "compact"] = "compact"
-    anyres: Literal["release", "unpad"] = "release"
-    score_source: Literal["cls", "received"] = "cls"
-
-    stage: ClassVar[Literal["none", "projector", "vision", "layer"]] = "vision"
-    without_cls: ClassVar[Mapping[str, str]] = {"score_source": "received"}
+    stage: ClassVar = "vision"
+    without_cls: ClassVar[Mapping[str, Any]] = {"score_source": "received"}
 
     def __post_init__(self) -> None:
-        choice(self, "anyres", ("release", "unpad"))
-        choice(self, "score_source", ("cls", "received"))
         if self.anyres == "unpad":
             object.__setattr__(self, "newline", "keep")
             object.__setattr__(self, "padding", "drop")
@@ -47,34 +45,31 @@ class CropMethod(TokenMethod):
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
-        tile = ("tile_features",) if self.scope == "per_tile" else ()
-        return ("vision_features", self.attention_signal, *tile)
+        return ("vision_features", self.attention_signal, *self.tiles)
 
-    def graphs(self, shape: SelectionShape) -> tuple[int, ...]:
+    @property
+    def tiles(self) -> tuple[str, ...]:
+        """The signal that holds whole crops, where crops are decided on apart."""
+        return ("tile_features",) if self.scope == "per_tile" else ()
+
+    def sizes(self, shape: SelectionShape) -> tuple[int, ...]:
         """Tokens of every graph that is decided on apart."""
         return shape.tile_tokens if self.scope == "per_tile" else shape.views
 
     def attention(self, view: View) -> Tensor:
         """``[N]`` attention of the encoder, mean over heads."""
-        return view.signal(self.attention_signal).reshape(len(view), -1).mean(dim=-1)
+        return view.signal(self.attention_signal).flatten(1).mean(dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergingCropMethod(CropMethod):
-    """A crop method that merges tokens.
+    """A crop method that merges tokens."""
 
-    Attributes:
-        merge_space: ``encoder`` = merged before the projector, as released; ``llm`` = the same
-            formula on projected tokens, where a model's projector cannot be called apart.
-    """
-
-    merge_space: Literal["encoder", "llm"] = "encoder"
+    merge_space: Literal["encoder", "llm"] = option(
+        "encoder", "encoder = before the projector, as released | llm = on projected tokens"
+    )
 
     merges: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choice(self, "merge_space", ("encoder", "llm"))
 
     def tokens(self, view: View) -> Tensor:
         """The tokens that are merged, ``[N, C]`` or ``[N, d]``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,31 +9,19 @@ import torch
 from torch import Tensor
 
 from vtprune.methods import ops
-from vtprune.methods.base import LayerSignals, MethodError, SelectionShape, choice, in_range
-from vtprune.methods.fastv import DropOnce
+from vtprune.methods.cost import SelectionShape
+from vtprune.methods.counts import Rounding
+from vtprune.methods.diverse import least_similar
+from vtprune.methods.errors import MethodError
+from vtprune.methods.options import option
 from vtprune.methods.registry import register
+from vtprune.methods.schedules import DropOnce
+from vtprune.methods.views import LayerSignals
 
 
 def key_norms(keys: Tensor) -> Tensor:
     """l1 norm ``[n]`` of cached keys ``[n, heads, dh]``, all heads together."""
     return keys.abs().flatten(1).sum(dim=-1)
-
-
-def least_similar(
-    state: Tensor, pivots: Tensor, taken: Tensor, counts: Sequence[int]
-) -> list[Tensor]:
-    """What each pivot takes, one after another: the free tokens least similar to it.
-
-    Args:
-        state: ``[V, d]``; pivots: ``[p, d]``; taken: bool ``[V]``, not to be had.
-        counts: how many each pivot takes.
-    """
-    similarity = (ops.unit(pivots) @ ops.unit(state).mT).masked_fill(taken, torch.inf)
-    groups = []
-    for row, count in zip(similarity, counts, strict=True):
-        groups.append(ops.top_k(-row, count))
-        similarity[:, groups[-1]] = torch.inf
-    return groups
 
 
 #: what the release removes behind layer K, by the label of the published tables
@@ -57,22 +44,20 @@ class DART(DropOnce):
     0.778 or 0.889, of which every pivot takes a whole share (188, 124 or 60 of 576 tokens behind
     layer 2). Over all layers that is more than the label says: 212.3, 152.3 or 92.3.
 
-    Attributes:
-        nominal: None, or 192, 128, 64.
-        K: layers that see all tokens.
-        pivot_image, pivot_text: number of pivots of either kind; text means the tokens after the
-            image.
-        state: what is compared: hidden states after the model's last norm (``normed``, signals
-            ``normed [V, d]``, ``text_normed [Q, d]``, and ``text_keys [Q, heads, dh]``), or as
-            they are (``hidden``, image pivots only).
+    Pivots and tokens are compared by the hidden states after the model's last norm
+    (``state=normed``, signals ``normed [V, d]``, ``text_normed [Q, d]``, and ``text_keys
+    [Q, heads, dh]``; text means the tokens after the image), or as they are (``hidden``).
     """
 
-    positions: Literal["original", "compact"] = "original"
-    rounding: Literal["floor", "round_half_even", "int_raw"] = "round_half_even"
-    nominal: int | None = None
-    pivot_image: int = 4
-    pivot_text: int = 4
-    state: Literal["normed", "hidden"] = "normed"
+    rounding: Rounding = "round_half_even"
+    nominal: Literal[192, 128, 64] | None = option(
+        None, "null | 192 | 128 | 64: counts by the label of published tables"
+    )
+    pivot_image: int = option(4, "visual pivots, always kept", low=1)
+    pivot_text: int = option(4, "text pivots", low=0)
+    state: Literal["normed", "hidden"] = option(
+        "normed", "normed = after the model's last norm | hidden (pivot_text=0)"
+    )
 
     title = "DART"
     paper = "arXiv:2502.11494"
@@ -80,10 +65,6 @@ class DART(DropOnce):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        in_range(self, "pivot_image", 1, whole=True)
-        in_range(self, "pivot_text", 0, whole=True)
-        choice(self, "state", ("normed", "hidden"))
-        self._check_nominal(list(REDUCTIONS))
         if self.state == "hidden" and self.pivot_text:
             raise MethodError("dart: state=hidden has no text pivots; use pivot_text=0")
 
@@ -101,13 +82,13 @@ class DART(DropOnce):
         return (n_visual,) * self.K + (kept,) * (n_layers - self.K)
 
     def select(self, signals: LayerSignals, k: int) -> Tensor:
-        state = self._cast(signals.signal(self.state))
-        norms = key_norms(self._cast(signals.signal("keys")))
+        state = signals.signal(self.state)
+        norms = key_norms(signals.signal("keys"))
         image = ops.top_k(norms, min(self.pivot_image, k))
         pivots = [state[image]]
         if self.pivot_text:
-            text = key_norms(self._cast(signals.signal("text_keys")))
-            text_state = self._cast(signals.signal("text_normed"))
+            text = key_norms(signals.signal("text_keys"))
+            text_state = signals.signal("text_normed")
             pivots.append(text_state[ops.top_k(text, self.pivot_text)])
         pivots = torch.cat(pivots)
         each, more = divmod(k - len(image), len(pivots))

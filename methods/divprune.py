@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
 from torch import Tensor
 
 from vtprune.methods import ops
-from vtprune.methods.base import SelectionShape, TokenMethod, View
+from vtprune.methods.cost import SelectionShape
+from vtprune.methods.counts import Rounding
+from vtprune.methods.diverse import farthest_points
+from vtprune.methods.method import Positions
 from vtprune.methods.registry import register
-
-
-def farthest_points(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Greedy max-min selection from ``distance [N, N]``.
-
-    Starts with the token farthest from its nearest neighbour, then always takes the one farthest
-    from all taken so far. Every token's distance to the selection is a running minimum, so a pick
-    costs one row instead of all rows picked before it.
-
-    Returns:
-        The ``k`` tokens in order, and at each pick its distance to the selection (the first: to
-        its nearest other token).
-    """
-    # Tiny steps that depend on each other: a CPU is faster at them than kernel launches.
-    distance = distance.cpu()
-    others = distance.clone().fill_diagonal_(torch.inf)
-    nearest = others.amin(dim=0)
-    order, gap = torch.empty(k, dtype=torch.long), torch.empty(k, dtype=distance.dtype)
-    for step in range(k):
-        order[step] = chosen = int(nearest.argmax())
-        gap[step] = nearest[chosen]
-        if step == 0:
-            nearest = distance[chosen].clone()
-        else:
-            torch.minimum(nearest, distance[chosen], out=nearest)
-        nearest[order[: step + 1]] = -torch.inf
-    return order, gap
+from vtprune.methods.tokens import Newline, Scope, TokenMethod
+from vtprune.methods.views import View
 
 
 @register("divprune")
@@ -52,17 +28,16 @@ class DivPrune(TokenMethod):
     far; any number of images and any prompt.
     """
 
-    scope: Literal["per_view", "joint", "per_tile"] = "joint"
-    newline: Literal["keep", "drop", "candidate"] = "candidate"
-    positions: Literal["original", "compact"] = "compact"
-    rounding: Literal["floor", "round_half_even", "int_raw"] = "round_half_even"
+    scope: Scope = "joint"
+    newline: Newline = "candidate"
+    positions: Positions = "compact"
+    rounding: Rounding = "round_half_even"
 
     title = "DivPrune"
     paper = "arXiv:2503.02175"
 
     def select(self, view: View, k: int) -> Tensor:
-        order, _ = farthest_points(1 - ops.cosine_graph(view.features), k)
-        return order.to(view.features.device)
+        return farthest_points(1 - ops.cosine_graph(view.features), k)[0]
 
     def cost(self, shape: SelectionShape) -> int:
         """All pairs of cosines; the picks only take minima."""

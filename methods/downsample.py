@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vtprune.methods.base import InputMethod
+from vtprune.methods.inputs import InputMethod
 from vtprune.methods.registry import register
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
-from vtprune.methods.base import SelectionShape, View
+from vtprune.methods.cost import SelectionShape
+from vtprune.methods.counts import Rounding
 from vtprune.methods.crops import CropMethod
 from vtprune.methods.registry import register
+from vtprune.methods.views import View
 
 
 @register("fastervlm")
@@ -20,12 +21,9 @@ class FasterVLM(CropMethod):
     Source: "[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM
     Inference Faster" (arXiv 2412.01818) and its release. The paper speaks of re-ranking; as in the
     release tokens stay in raster order. Counts round to nearest. No deviation in the selection.
-
-    Attributes:
-        anyres, score_source: see :class:`methods.crops.CropMethod`.
     """
 
-    rounding: Literal["floor", "round_half_even", "int_raw"] = "round_half_even"
+    rounding: Rounding = "round_half_even"
 
     title = "FasterVLM"
     paper = "arXiv:2412.01818"

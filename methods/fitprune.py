@@ -12,71 +12,31 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from vtprune.methods.base import (
-    LABELLED_TOKENS,
-    LayerMethod,
-    LayerSignals,
-    MethodError,
-    SelectionShape,
-    choice,
-    in_range,
-    n_keep,
-)
+from vtprune.methods import schedules
+from vtprune.methods.cost import SelectionShape
+from vtprune.methods.counts import LABELLED_TOKENS
+from vtprune.methods.errors import MethodError
+from vtprune.methods.layers import Redeciding
+from vtprune.methods.options import option
 from vtprune.methods.registry import register
+from vtprune.methods.schedules import fit_to_mean, survival
+from vtprune.methods.views import LayerSignals
 
 
 @cache
 def published_recipes() -> dict[int, tuple[int, ...]]:
     """Deletions per layer by percentage, as released for LLaVA-1.5-7B."""
     recipes: dict[int, list[int]] = {}
-    text = files("methods").joinpath("data/fitprune_llava15_7b.csv").read_text(encoding="utf-8")
+    file = files("vtprune.methods").joinpath("data/fitprune_llava15_7b.csv")
+    text = file.read_text(encoding="utf-8")
     for row in csv.DictReader(text.splitlines()):
         recipes.setdefault(int(row["recipe_percent"]), []).append(int(row["n_delete"]))
     return {percent: tuple(counts) for percent, counts in recipes.items()}
 
 
-def survival(deletions: Sequence[float], n_layers: int) -> list[float]:
-    """Fraction of tokens entering each of ``n_layers`` layers.
-
-    ``deletions`` are fractions per layer of a model of any depth; what is gone by a relative
-    depth is kept the same, linearly between layers.
-    """
-    gone = [0.0, *itertools.accumulate(deletions)]
-    depth = len(deletions)
-    left = []
-    for layer in range(n_layers):
-        place = layer * depth / n_layers
-        low = int(place)
-        gone_here = gone[low] + (place - low) * (gone[min(low + 1, depth)] - gone[low])
-        left.append(max(0.0, 1.0 - gone_here))
-    return left
-
-
-def fit_to_mean(
-    curves: Sequence[Sequence[float]], ratio: float, *, full: int = 1, name: str = "fitprune"
-) -> list[float]:
-    """The survival curve between neighbours of ``curves`` whose mean removal is ``ratio``.
-
-    The curves are completed by their two limits: nothing deleted, and everything deleted after
-    the first ``full`` layers.
-    """
-    n_layers = len(curves[0])
-    limits = [[1.0] * n_layers, [1.0] * full + [0.0] * (n_layers - full)]
-    ordered = sorted([*map(list, curves), *limits], key=sum, reverse=True)
-    wanted = (1 - ratio) * n_layers
-    for high, low in itertools.pairwise(ordered):
-        if sum(high) >= wanted >= sum(low):
-            part = (sum(high) - wanted) / (sum(high) - sum(low)) if sum(high) > sum(low) else 0.0
-            return [a + part * (b - a) for a, b in zip(high, low, strict=True)]
-    raise MethodError(
-        f"{name}: a mean removal of {ratio:g} is impossible; {full} of {n_layers} layers see all "
-        f"tokens, so at most {1 - full / n_layers:.3f}"
-    )
-
-
 @register("fitprune")
 @dataclass(frozen=True, kw_only=True)
-class FitPrune(LayerMethod):
+class FitPrune(Redeciding):
     """Drop in each layer the tokens with the least cross- times self-attention.
 
     For a visual token j, ``cross_j`` sums the head-wise maximum of the attention it receives from
@@ -95,29 +55,31 @@ class FitPrune(LayerMethod):
     tokens is blended with its neighbour's until the mean is met (published recipes remove 0.874
     instead of 0.9, for instance). ``ratio_mode=local`` uses the recipe as it is.
 
-    Attributes:
-        recipe: ``published`` = those released for LLaVA-1.5-7B, at 0, 10, ..., 90 and 55 percent;
-            ``calibrated`` = a stored result of the search, to be resolved before a run; or
-            deletions per layer: whole numbers of tokens, or fractions of the tokens.
-        recipe_scaling: ``counts`` = deletions are counted, the model must fit the recipe;
-            ``fraction`` = they are re-sampled to other numbers of tokens and layers; ``auto`` =
-            counts where they fit, fractions elsewhere.
-        fit_mode: calibration replays the model for each trial (``replay``), or drops entries of
-            statistics taken once (``offline``, cheaper, approximate).
-        budget: what calibration holds to the ratio: ``mean_tokens`` over layers,
-            ``visual_macs`` (the release: visual tokens only) or ``total_flops`` (with text).
-        return_last_trial: return the last recipe tried, as the release does, met budget or not.
-        n_calibration: samples for calibration.
-        redecide: choose again at every decoding step instead of once during prefill.
+    ``recipe=published`` are those released for LLaVA-1.5-7B, at 0, 10, ..., 90 and 55 percent;
+    ``calibrated`` is a stored result of the search, to be resolved before a run; a list holds
+    deletions per layer, whole numbers of tokens or fractions of them. Calibration replays the model
+    for each trial (``fit_mode=replay``), or drops entries of statistics taken once (``offline``,
+    cheaper, approximate).
     """
 
-    recipe: str | tuple[float, ...] = "published"
-    recipe_scaling: Literal["auto", "counts", "fraction"] = "auto"
-    fit_mode: Literal["replay", "offline"] = "replay"
-    budget: Literal["mean_tokens", "visual_macs", "total_flops"] = "mean_tokens"
-    return_last_trial: bool = False
-    n_calibration: int = 64
-    redecide: bool = False
+    recipe: Literal["published", "calibrated"] | tuple[float, ...] = option(
+        "published", "published (LLaVA-1.5-7B) | calibrated (stored search) | [deletions per layer]"
+    )
+    recipe_scaling: Literal["auto", "counts", "fraction"] = option(
+        "auto",
+        "counts = deletions as they are, the model must fit | fraction = re-sampled to other "
+        "numbers of tokens and layers | auto = counts where they fit",
+    )
+    fit_mode: Literal["replay", "offline"] = option(
+        "replay", "calibration: replay = run the model per trial | offline = statistics taken once"
+    )
+    budget: Literal["mean_tokens", "visual_macs", "total_flops"] = option(
+        "mean_tokens", "calibration: mean_tokens | visual_macs (release) | total_flops (with text)"
+    )
+    return_last_trial: bool = option(
+        False, "calibration: true = last recipe tried, as released, met budget or not"
+    )
+    n_calibration: int = option(64, "calibration: number of samples", low=1)
 
     title = "FitPrune"
     paper = "arXiv:2409.10197"
@@ -126,20 +88,8 @@ class FitPrune(LayerMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.recipe, str):
-            choice(self, "recipe", ("published", "calibrated"))
-        else:
-            object.__setattr__(self, "recipe", tuple(self.recipe))
-            if not self.recipe or min(self.recipe) < 0:
-                raise MethodError("fitprune: recipe needs one deletion >= 0 per layer")
-        choice(self, "recipe_scaling", ("auto", "counts", "fraction"))
-        choice(self, "fit_mode", ("replay", "offline"))
-        choice(self, "budget", ("mean_tokens", "visual_macs", "total_flops"))
-        in_range(self, "n_calibration", 1, whole=True)
-
-    def max_mean_ratio(self, n_layers: int) -> float:
-        """Largest mean removal over ``n_layers`` layers: all gone after the first."""
-        return 1 - 1 / n_layers
+        if not isinstance(self.recipe, str) and (not self.recipe or min(self.recipe) < 0):
+            raise MethodError("fitprune: recipe needs one deletion >= 0 per layer")
 
     def _recipes(self) -> list[tuple[float, ...]]:
         """Deletions per layer: the one recipe to use, or in mean mode all published ones."""
@@ -189,16 +139,15 @@ class FitPrune(LayerMethod):
             self._as_counts(recipe, n_layers, n_visual)
         curves = [survival(self._fractions(r, n_visual), n_layers) for r in recipes]
         curve = curves[0] if self.ratio_mode == "local" else fit_to_mean(curves, self.ratio)
-        return tuple(n_keep(n_visual, 1 - left, self.rounding) for left in curve)
+        return schedules.counts(curve, n_visual, self.rounding)
 
     def score(self, signals: LayerSignals) -> Tensor:
-        return self._cast(signals.signal("cross")) * self._cast(signals.signal("self"))
+        return signals.signal("cross") * signals.signal("self")
 
     def cost(self, shape: SelectionShape) -> int:
         """All logits once more in layers that drop: a softmax needs each row's denominator.
 
         Rows before the first visual token are skipped.
         """
-        drops = [a > b for a, b in zip(shape.visual, shape.visual[1:], strict=False)]
-        rows = (n for n, drop in zip(shape.sequence, drops, strict=False) if drop)
+        rows = [shape.sequence[layer] for layer in shape.drops]
         return sum((n - shape.before) * n for n in rows) * shape.attention_width

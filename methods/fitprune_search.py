@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vtprune.methods.base import MethodError
+from vtprune.methods.errors import MethodError
 
 Budget = Literal["visual_macs", "mean_tokens", "total_flops"]
 

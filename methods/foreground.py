@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from vtprune.methods import ops
-from vtprune.methods.base import SelectionShape, TokenMethod, View, choice, in_range
+from vtprune.methods.cost import SelectionShape
+from vtprune.methods.options import option
 from vtprune.methods.registry import register
+from vtprune.methods.tokens import TokenMethod
+from vtprune.methods.views import View
 
 
 def attention_foreground(attention: Tensor, mass: float) -> Tensor:
@@ -28,31 +31,26 @@ class Foreground(TokenMethod):
 
     Fig. 1 of the G-Prune paper (arXiv 2501.02268) plots such a method, but neither says where its
     foreground comes from nor what happens when it is smaller than the number of tokens to keep,
-    and its release lacks it. Source of the mask and order of removal are therefore ours.
-
-    Attributes:
-        provider: ``annotation`` = the signal ``fg_mask`` ``[N]``, share of a token's cell that
-            annotated objects cover (a bool mask is a share of 0 or 1); ``cls_attention`` = the
-            tokens that the encoder's CLS token attends to; ``received_attention`` = those that all
-            its tokens attend to, for encoders without CLS.
-        coverage: share of its cell from which a token is foreground (``annotation``).
-        mass: share of the attention that the foreground holds (``cls_attention``).
+    and its release lacks it. Source of the mask and order of removal are therefore ours. The signal
+    ``fg_mask [N]`` is the share of a token's cell that annotated objects cover (a bool mask is a
+    share of 0 or 1).
     """
 
-    provider: Literal["cls_attention", "received_attention", "annotation"] = "cls_attention"
-    coverage: float = 0.5
-    mass: float = 0.5
+    provider: Literal["cls_attention", "received_attention", "annotation"] = option(
+        "cls_attention",
+        "cls_attention | received_attention, without CLS | annotation = signal fg_mask",
+    )
+    coverage: float = option(
+        0.5, "annotation: share of its cell from which a token is foreground", above=0, high=1
+    )
+    mass: float = option(
+        0.5, "attention: share of it that the foreground holds", above=0, high=1
+    )
 
     title = "foreground kept"
     paper = "arXiv:2501.02268, Fig. 1"
     preserved: ClassVar[bool] = True
-    without_cls: ClassVar[Mapping[str, str]] = {"provider": "received_attention"}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choice(self, "provider", ("cls_attention", "received_attention", "annotation"))
-        in_range(self, "coverage", 0.0, 1.0, low_open=True)
-        in_range(self, "mass", 0.0, 1.0, low_open=True)
+    without_cls: ClassVar[Mapping[str, Any]] = {"provider": "received_attention"}
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -63,10 +61,10 @@ class Foreground(TokenMethod):
         if self.provider == "annotation":
             return view.signal("fg_mask").float() >= self.coverage
         attention = view.signal(self.provider).float()
-        return attention_foreground(attention.reshape(len(view), -1).mean(dim=1), self.mass)
+        return attention_foreground(attention.flatten(1).mean(dim=1), self.mass)
 
     def score(self, view: View) -> Tensor:
-        draw = ops.seeded_uniform(len(view), self.seed, *view.key).to(view.features.device)
+        draw = ops.seeded_uniform(len(view), self.seed, *view.key).to(view.device)
         return draw + (self.foreground(view) == self.preserved)
 
     def cost(self, shape: SelectionShape) -> int:

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from vtprune.methods import ops
-from vtprune.methods.base import MethodError, SelectionShape, TokenMethod, View, choice, in_range
+from vtprune.methods.cost import SelectionShape
+from vtprune.methods.errors import MethodError
+from vtprune.methods.options import option
 from vtprune.methods.registry import register
+from vtprune.methods.tokens import TokenMethod
+from vtprune.methods.views import View
 
 # Half of the smallest positive float16: a softmax weight up to here is rounded to zero there.
 FLOAT16_FLUSH = 2.0**-25
@@ -105,57 +109,44 @@ class GPrune(TokenMethod):
     one to compare with the published tables); a token of norm zero is isolated instead of linked
     to all; batches and single-crop images work. Deviations of the release from the paper are kept
     as defaults: a temperature, non-edges masked, one graph per view, row-end tokens always kept.
-
-    Attributes:
-        threshold: smallest cosine that makes an edge, in [-1, 1].
-        temperature: divides edge weights before the softmax; the paper has none, i.e. 1.
-        iterations: propagation steps.
-        mask_nonedges: give non-edges weight 0; False lets them weigh exp(0), as the paper's
-            equation does.
-        edge: weight of an edge, the cosine (``clip``, Eq. 1) or cosine - threshold (``shift``,
-            Algorithm 1). With masked non-edges both are the same chain.
-        degree_floor: transition weights up to this do not count for the degree.
-        variant: ``released``; ``released_fp16`` (degree_floor = 2^-25); ``paper_literal``
-            (temperature 1, non-edges not masked). A variant fixes those options.
     """
 
-    threshold: float = 0.5
-    temperature: float = 0.03
-    iterations: int = 5
-    mask_nonedges: bool = True
-    edge: Literal["clip", "shift"] = "clip"
-    degree_floor: float = 0.0
-    variant: Literal["released", "released_fp16", "paper_literal"] = "released"
+    threshold: float = option(0.5, "smallest cosine that makes an edge", low=-1, high=1)
+    temperature: float = option(
+        0.03, "divides edge weights before the softmax; the paper has none (1.0)", above=0
+    )
+    iterations: int = option(5, "propagation steps; the paper sweeps 1, 5, 10, 50", low=0)
+    mask_nonedges: bool = option(
+        True, "true = non-edges weigh 0 | false = exp(0), the paper's equation"
+    )
+    edge: Literal["clip", "shift"] = option(
+        "clip", "clip = cosine (Eq. 1) | shift = cosine - threshold (Algorithm 1)"
+    )
+    degree_floor: float = option(
+        0.0, "transition weights up to this do not count for the degree", low=0, below=1
+    )
+    variant: Literal["released", "released_fp16", "paper_literal"] = option(
+        "released", "released | released_fp16 (floor 2^-25) | paper_literal (T 1, no mask)"
+    )
 
     title = "G-Prune"
     paper = "arXiv:2501.02268"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        in_range(self, "threshold", -1.0, 1.0)
-        in_range(self, "temperature", 0.0, low_open=True)
-        in_range(self, "iterations", 0, whole=True)
-        in_range(self, "degree_floor", 0.0, 1.0, high_open=True)
-        choice(self, "edge", ("clip", "shift"))
-        choice(self, "variant", tuple(_VARIANTS))
-        for option, value in _VARIANTS[self.variant].items():
-            default = type(self).__dataclass_fields__[option].default
-            if getattr(self, option) not in (default, value):
+        for option_, value in _VARIANTS[self.variant].items():
+            default = type(self).__dataclass_fields__[option_].default
+            if getattr(self, option_) not in (default, value):
                 raise MethodError(
-                    f"{self.name}: variant={self.variant} means {option}={value:g}; "
-                    f"drop {option}={getattr(self, option)!r} or the variant"
+                    f"{self.name}: variant={self.variant} means {option_}={value:g}; "
+                    f"drop {option_}={getattr(self, option_)!r} or the variant"
                 )
 
     def graph(self, x: Tensor) -> TokenGraph:
         """The graph of tokens ``x [N, d]`` under this method's options."""
-        options = {
-            "threshold": self.threshold,
-            "temperature": self.temperature,
-            "mask_nonedges": self.mask_nonedges,
-            "edge": self.edge,
-            "degree_floor": self.degree_floor,
-        }
-        return token_graph(x, **(options | _VARIANTS[self.variant]))
+        names = ("threshold", "temperature", "mask_nonedges", "edge", "degree_floor")
+        given = {name: getattr(self, name) for name in names}
+        return token_graph(x, **(given | _VARIANTS[self.variant]))
 
     def initial(self, view: View) -> Tensor:
         """Information ``[N]`` each token starts with: its l2 norm."""

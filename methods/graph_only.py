@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtprune.methods.base import View
 from vtprune.methods.gprune import GPrune
 from vtprune.methods.registry import register
+from vtprune.methods.views import View
 
 
 @register("graph_only")
@@ -25,4 +25,4 @@ class GraphOnly(GPrune):
     paper = "arXiv:2501.02268, Table 2"
 
     def initial(self, view: View) -> Tensor:
-        return torch.ones(len(view), device=view.features.device, dtype=view.features.dtype)
+        return torch.ones(len(view), device=view.device, dtype=view.features.dtype)

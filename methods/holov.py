@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from vtprune.methods import ops
-from vtprune.methods.base import Selection, SelectionShape, View, choice, in_range
+from vtprune.methods.cost import SelectionShape
+from vtprune.methods.counts import Rounding
 from vtprune.methods.crops import CropMethod
+from vtprune.methods.options import option
 from vtprune.methods.registry import register
+from vtprune.methods.tokens import Padding, Scope
+from vtprune.methods.views import Selection, View
 
 
 def part_sizes(n: int, parts: int) -> list[int]:
@@ -86,32 +90,23 @@ class HoloV(CropMethod):
     Retention" (arXiv 2510.02912). The release differs from its paper, hence ``variant``: its
     similarity term cancels, it emits zero vectors where a part is worth more than it holds, and
     within a part tokens come by attention instead of by place. The paper's re-injection of pruned
-    tokens in a middle layer is not in the release, and not here.
-
-    Attributes:
-        parts: contiguous parts of the raster list; at most the number of tokens.
-        variant: ``released``; ``clean`` = its quotas, overflow given to other parts, tokens in
-            order of position; ``paper`` = clean, with the paper's score.
-        tau: exponent of a part's mean score (``paper``).
-        anyres, score_source: see :class:`methods.crops.CropMethod`; as in the release all crops
-            form one list (``scope=joint``) without row-end tokens and padding.
+    tokens in a middle layer is not in the release, and not here. As in the
+    release all crops form one list (``scope=joint``) without row-end tokens and padding.
     """
 
-    scope: Literal["per_view", "joint", "per_tile"] = "joint"
-    padding: Literal["drop", "keep"] = "drop"
-    rounding: Literal["floor", "round_half_even", "int_raw"] = "round_half_even"
-    parts: int = 16
-    variant: Literal["released", "clean", "paper"] = "released"
-    tau: float = 1.0
+    scope: Scope = "joint"
+    padding: Padding = "drop"
+    rounding: Rounding = "round_half_even"
+    parts: int = option(16, "contiguous parts of the raster list", low=1)
+    variant: Literal["released", "clean", "paper"] = option(
+        "released",
+        "released (overflow = zero vectors) | clean = overflow to other parts, in order of "
+        "position | paper = clean with the paper's score",
+    )
+    tau: float = option(1.0, "exponent of a part's mean score (paper)", low=0)
 
     title = "HoloV"
     paper = "arXiv:2510.02912"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range(self, "parts", 1, whole=True)
-        in_range(self, "tau", 0.0)
-        choice(self, "variant", ("released", "clean", "paper"))
 
     def select(self, view: View, k: int) -> Tensor | Selection:
         attention, parts = self.attention(view), min(self.parts, len(view))

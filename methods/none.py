@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vtprune.methods.base import MethodError, PruningMethod
+from vtprune.methods.errors import MethodError
+from vtprune.methods.method import PruningMethod
 from vtprune.methods.registry import register
 
 
 @register("none")
 @dataclass(frozen=True, kw_only=True)
 class NoPruning(PruningMethod):
-    """Keeps every visual token; ``ratio`` must be 0."""
+    """Keep every visual token; ``ratio`` must be 0."""
 
     title = "unpruned"
     example: ClassVar[Mapping[str, Any]] = {"ratio": 0.0}

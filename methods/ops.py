@@ -90,3 +90,29 @@ def best_pairs(similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def even_places(n: int, k: int) -> Tensor:
     """``k`` distinct places ``[k]`` spread evenly over ``n``, half a step from both ends."""
     return (torch.arange(k) * 2 + 1) * n // (2 * max(1, k))
+
+
+class Groups:
+    """Tokens sorted into ``n`` groups by ``group [N]``.
+
+    Sums run over the sorted tokens, in a fixed order: a scatter-add on a GPU would not repeat.
+    """
+
+    def __init__(self, group: Tensor, n: int) -> None:
+        self.order = torch.argsort(group, stable=True)
+        # bincount would ask the device for its length.
+        self.sizes = group.new_zeros(n).index_add_(0, group, torch.ones_like(group))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums ``[n, ...]`` over the groups of ``values [N, ...]``; empty ones give 0."""
+        return torch.segment_reduce(
+            values[self.order], "sum", lengths=self.sizes, axis=0, initial=0.0, unsafe=True
+        )
+
+
+def others(n: int, chosen: Tensor) -> Tensor:
+    """The places of ``n`` that are not in ``chosen [k]``, in order."""
+    taken = torch.zeros(n, dtype=torch.bool, device=chosen.device)
+    taken[chosen] = True
+    # A stable sort of the mask instead of a search: the number of places is known beforehand.
+    return torch.sort(taken, stable=True).indices[: n - len(chosen)]

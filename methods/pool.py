@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtprune.methods.base import MethodError, Selection, TokenMethod, View
+from vtprune.methods.errors import MethodError
+from vtprune.methods.ops import Groups
 from vtprune.methods.registry import register
+from vtprune.methods.tokens import TokenMethod
+from vtprune.methods.views import Selection, View
 
 
 def pool_cells(rows: int, cols: int, k: int) -> Tensor:
@@ -50,9 +53,6 @@ class Pool(TokenMethod):
     def select(self, view: View, k: int) -> Selection:
         n = len(view)
         rows, cols = view.grid if view.grid and view.grid[0] * view.grid[1] == n else (1, n)
-        cells = pool_cells(rows, cols, k).to(view.features.device)
-        by_cell = torch.argsort(cells, stable=True)
-        lengths = torch.bincount(cells, minlength=k)
-        means = torch.segment_reduce(view.features[by_cell], "mean", lengths=lengths, axis=0)
-        middle = by_cell[lengths.cumsum(0) - lengths + lengths // 2]
-        return Selection(middle, means)
+        cells = Groups(pool_cells(rows, cols, k).to(view.device), k)
+        middle = cells.order[cells.sizes.cumsum(0) - cells.sizes + cells.sizes // 2]
+        return Selection(middle, cells.sum(view.features) / cells.sizes[:, None])

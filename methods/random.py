@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vtprune.methods import ops
-from vtprune.methods.base import TokenMethod, View
 from vtprune.methods.registry import register
+from vtprune.methods.tokens import TokenMethod
+from vtprune.methods.views import View
 
 
 @register("random")
@@ -25,4 +26,4 @@ class RandomPruning(TokenMethod):
     paper = "arXiv:2501.02268"
 
     def score(self, view: View) -> Tensor:
-        return ops.seeded_uniform(len(view), self.seed, *view.key).to(view.features.device)
+        return ops.seeded_uniform(len(view), self.seed, *view.key).to(view.device)

@@ -9,17 +9,16 @@ An installed package adds a method without touching this repository by declaring
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TypeVar
 
-from vtprune.methods.base import MethodError, PruningMethod
+from vtprune.methods.errors import MethodError, nearest
+from vtprune.methods.method import PruningMethod
 
 ENTRY_POINT_GROUP = "visual_token_pruning.methods"
-_NOT_METHODS = {"base", "ops", "registry"}
 _REGISTRY: dict[str, type[PruningMethod]] = {}
 _loaded = False
 
@@ -46,8 +45,7 @@ def _load_all() -> None:
         return
     package = importlib.import_module("vtprune.methods")
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name not in _NOT_METHODS and not module.name.startswith("_"):
-            importlib.import_module(f"vtprune.methods.{module.name}")
+        importlib.import_module(f"vtprune.methods.{module.name}")
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name not in _REGISTRY:
             register(point.name)(point.load())
@@ -64,8 +62,7 @@ def get(name: str) -> type[PruningMethod]:
     """The method class called ``name``; :class:`MethodError` names the nearest one otherwise."""
     _load_all()
     if name not in _REGISTRY:
-        near = difflib.get_close_matches(name, _REGISTRY, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = nearest(name, _REGISTRY)
         raise MethodError(f"unknown method '{name}'{hint} (available: {', '.join(available())})")
     return _REGISTRY[name]
 
@@ -80,9 +77,8 @@ def build(name: str | type[PruningMethod], **options: object) -> PruningMethod:
     known = [f.name for f in dataclasses.fields(cls)]
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
             raise MethodError(
-                f"method '{cls.name}' has no option '{option}'{hint} (options: {', '.join(known)})"
+                f"method '{cls.name}' has no option '{option}'{nearest(option, known)} (options: "
+                f"{', '.join(known)})"
             )
     return cls(**options)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from vtprune.methods.base import InputMethod, MethodError
+from vtprune.methods.inputs import InputMethod
+from vtprune.methods.options import option
 from vtprune.methods.registry import register
 
 
@@ -19,17 +20,11 @@ class TextOnly(InputMethod):
     no image: neither placeholder nor visual token. ``ratio`` is 1 and nothing else.
     """
 
-    ratio: float = 1.0
+    ratio: Literal[1] = option(1.0, "1 and nothing else: every picture is left out")
 
     title = "no picture"
     paper = "-"
     example: ClassVar[Mapping[str, Any]] = {"ratio": 1.0}
-
-    def _check_ratio(self) -> None:
-        if self.ratio != 1:
-            raise MethodError(
-                f"text_only: leaves every picture out, so ratio={self.ratio} cannot be met; use 1"
-            )
 
     def grid(self, rows: int, cols: int, square: bool) -> None:
         return None

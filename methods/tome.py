@@ -10,89 +10,24 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vtprune.methods import ops
-from vtprune.methods.base import (
-    EncoderMethod,
-    ImageTokens,
-    MethodError,
-    PruningMethod,
-    Selection,
-    SelectionShape,
-    TokenMethod,
-    View,
-    choice,
-    in_range,
-)
-from vtprune.methods.ops import Merged
+from vtprune.methods.cost import SelectionShape
+from vtprune.methods.encoder import EncoderMethod
+from vtprune.methods.errors import MethodError
+from vtprune.methods.merging import Merged, merge_round, merge_rounds, merge_tokens
+from vtprune.methods.method import PruningMethod
+from vtprune.methods.options import option
 from vtprune.methods.registry import register
-
-
-def merge_rounds(n: int, n_out: int, per_round: int | None = None) -> list[int]:
-    """Tokens merged away in each round on the way from ``n`` to ``n_out``.
-
-    A round can remove half of the list at most, ``per_round`` lowers that.
-    """
-    rounds = []
-    while n > n_out:
-        rounds.append(min(n - n_out, n // 2, per_round or n))
-        n -= rounds[-1]
-    return rounds
-
-
-def merge_tokens(
-    x: Tensor, n_out: int, *, metric: Tensor | None = None, per_round: int | None = None
-) -> Merged:
-    """Bipartite soft matching of ``x [N, d]`` down to ``n_out`` tokens.
-
-    Each round splits the list into even and odd places; every even token finds its most similar
-    odd one (cosine of ``metric [N, c]``, by default of the tokens); the most similar pairs are
-    merged into the odd token, as means weighted by how many tokens each already stands for. The
-    new list holds the unmerged even tokens, most similar first, then the odd ones in order.
-    """
-    n, device = len(x), x.device
-    merged = Merged(x, x.new_ones(n), *(torch.arange(n, device=device) for _ in range(2)))
-    metric = x if metric is None else metric
-    for q in merge_rounds(n, n_out, per_round):
-        merged, metric = merge_round(merged, metric, q)
-    return merged
-
-
-def merge_round(state: Merged, metric: Tensor, q: int) -> tuple[Merged, Tensor]:
-    """One round: ``q`` even places are merged into their partners among the odd places."""
-    u = ops.unit(metric)
-    _, row, partner = ops.best_pairs(u[0::2] @ u[1::2].mT)
-    gone, kept, odd = 2 * row[:q], 2 * row[q:], torch.arange(1, len(u), 2, device=u.device)
-    order = torch.cat([kept, odd])
-
-    place = torch.empty_like(state.representative)
-    place[order] = torch.arange(len(order), device=place.device)
-    place[gone] = len(kept) + partner[:q]
-
-    # Sums run over sorted places, in a fixed order: a scatter-add on a GPU would not repeat.
-    by_place = torch.argsort(place, stable=True)
-    lengths = torch.bincount(place, minlength=len(order))
-
-    def sums(values: Tensor) -> Tensor:
-        return torch.segment_reduce(values[by_place], "sum", lengths=lengths, axis=0)
-
-    def mean(values: Tensor) -> Tensor:
-        return sums(values * state.size[:, None]) / size[:, None]
-
-    size = sums(state.size)
-    features = mean(state.features)
-    metric = features if metric is state.features else mean(metric)
-    return Merged(features, size, place[state.group], state.representative[order]), metric
+from vtprune.methods.tokens import TokenMethod
+from vtprune.methods.views import ImageTokens, Selection, View
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToMeInTower(EncoderMethod):
-    """``tome`` with ``placement=vision_encoder``: a few patches in front of every encoder layer.
+    """``tome`` with ``placement=vision_encoder``: a few patches in front of every encoder layer."""
 
-    Attributes:
-        per_round: most patches merged in front of a layer; None = as even as layers allow.
-    """
-
-    per_round: int | None = None
+    per_round: int | None = option(
+        None, "most patches merged in front of a layer; null = as even as layers allow", low=1
+    )
 
     name = "tome"
     title = "ToMe"
@@ -144,23 +79,26 @@ class ToMe(TokenMethod):
     of attention keys, and does not weigh attention by size. A group sits where its odd-place
     member was; row-end tokens are left out and kept.
 
-    Attributes:
-        metric: what is compared: the projected tokens (``tokens``), or the head-mean attention
-            keys of the encoder's last used layer (``clip_keys``, signal ``vision_keys [N, c]``;
-            the mean stands for a merged group, as no layer computes new keys).
-        per_round: most tokens merged per round; None = half of those left.
-        order: ``spatial`` = tokens in order of position; ``tome`` = in the order the matching
-            leaves them in (needs ``positions=compact``).
-        placement: ``projector``; or ``vision_encoder``, as in the original: some patches in front
-            of every encoder layer, by the head-mean keys of the layer before, with attention that
-            weighs a token by its size. CLS takes no part. Merging sits between layers instead of
-            between attention and MLP.
+    ``metric=clip_keys`` compares the head-mean attention keys of the encoder's last used layer
+    (signal ``vision_keys [N, c]``; the mean stands for a merged group, as no layer computes new
+    keys). ``order=tome`` leaves tokens in the order of the matching (needs ``positions=compact``).
+    ``placement=vision_encoder`` works as in the original: some patches go in front of every encoder
+    layer, by the head-mean keys of the layer before, with attention that weighs a token by its
+    size. CLS takes no part. Merging sits between layers instead of between attention and MLP.
     """
 
-    metric: Literal["tokens", "clip_keys"] = "tokens"
-    per_round: int | None = None
-    order: Literal["spatial", "tome"] = "spatial"
-    placement: Literal["projector", "vision_encoder"] = "projector"
+    metric: Literal["tokens", "clip_keys"] = option(
+        "tokens", "what is compared: tokens | clip_keys = attention keys of the encoder"
+    )
+    per_round: int | None = option(
+        None, "most tokens merged per round; null = half of those left", low=1
+    )
+    order: Literal["spatial", "tome"] = option(
+        "spatial", "spatial = by position | tome = as the matching leaves them (positions=compact)"
+    )
+    placement: Literal["projector", "vision_encoder"] = option(
+        "projector", "projector = once, behind it | vision_encoder = between the encoder's layers"
+    )
 
     title = "ToMe"
     instead: ClassVar[Mapping[str, str]] = {"merge_slots": "placement=projector"}
@@ -169,14 +107,8 @@ class ToMe(TokenMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice(self, "metric", ("tokens", "clip_keys"))
-        choice(self, "order", ("spatial", "tome"))
-        choice(self, "placement", ("projector", "vision_encoder"))
-        if self.per_round is not None:
-            in_range(self, "per_round", 1, whole=True)
-        if self.placement == "vision_encoder" and (self.metric, self.order) != (
-            "tokens", "spatial"
-        ):  # fmt: skip
+        plain = (self.metric, self.order) == ("tokens", "spatial")
+        if self.placement == "vision_encoder" and not plain:
             raise MethodError(
                 "tome: placement=vision_encoder compares attention keys and keeps spatial order; "
                 "metric and order belong to placement=projector"
@@ -216,10 +148,10 @@ class ToMe(TokenMethod):
     def select(self, view: View, k: int) -> Selection:
         metric = view.signal("vision_keys") if self.metric == "clip_keys" else None
         merged = merge_tokens(view.features, k, metric=metric, per_round=self.per_round)
-        indices = merged.representative
-        if self.order == "tome":
-            indices = torch.sort(indices).values  # the i-th slot takes the i-th token of the list
-        return Selection(indices, merged.features)
+        slots = merged.representative
+        # order=tome: the i-th slot takes the i-th token of the list.
+        slots = torch.sort(slots).values if self.order == "tome" else slots
+        return Selection(slots, merged.features)
 
     def cost(self, shape: SelectionShape) -> int:
         """(n / 2)^2 d per round on n tokens."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vtprune.methods import ops
-from vtprune.methods.base import TokenMethod, View
 from vtprune.methods.registry import register
+from vtprune.methods.tokens import TokenMethod
+from vtprune.methods.views import View
 
 
 @register("uniform")
@@ -23,4 +24,4 @@ class Uniform(TokenMethod):
     paper = "-"
 
     def select(self, view: View, k: int) -> Tensor:
-        return ops.even_places(len(view), k).to(view.features.device)
+        return ops.even_places(len(view), k).to(view.device)

@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from vtprune.methods import ops
-from vtprune.methods.base import Selection, SelectionShape, View, choice, in_range
+from vtprune.methods.cost import SelectionShape
+from vtprune.methods.counts import Rounding
 from vtprune.methods.crops import MergingCropMethod
+from vtprune.methods.merging import contextual_features, contextual_tokens
+from vtprune.methods.options import option
 from vtprune.methods.registry import register
-
-
-class Contextual(NamedTuple):
-    """``targets [c]`` and ``sources [m]`` in raster order, and each source's place in targets."""
-
-    targets: Tensor
-    sources: Tensor
-    assignment: Tensor
-
-
-def contextual_tokens(metric: Tensor, dominant: Tensor, count: int) -> Contextual:
-    """Which tokens of ``metric [N, c]`` outside ``dominant`` carry the others.
-
-    ``count`` evenly spaced tokens of the rest are targets; every other one goes to the target
-    whose metric is most similar (cosine).
-    """
-    free = torch.ones(len(metric), dtype=torch.bool, device=metric.device)
-    free[dominant] = False
-    rest = torch.nonzero(free).squeeze(1)
-    place = torch.arange(count, device=metric.device) * max(1, len(rest) // max(1, count))
-    targets = rest[place]
-    free[targets] = False
-    sources = torch.nonzero(free).squeeze(1)
-    u = ops.unit(metric)
-    similarity = u[sources] @ u[targets].mT
-    assignment = similarity.argmax(dim=-1) if count else sources.new_empty(0)
-    return Contextual(targets, sources if count else sources[:0], assignment)
-
-
-def contextual_features(x: Tensor, contextual: Contextual) -> Tensor:
-    """Targets ``[c, d]`` plus the mean of their sources: a sum of two terms, as released."""
-    by_target = torch.argsort(contextual.assignment, stable=True)
-    lengths = torch.bincount(contextual.assignment, minlength=len(contextual.targets))
-    if not len(lengths):
-        return x[:0]
-    sums = torch.segment_reduce(
-        x[contextual.sources[by_target]], "sum", lengths=lengths, axis=0, initial=0.0
-    )
-    return x[contextual.targets] + sums / lengths.clamp(min=1)[:, None]
+from vtprune.methods.views import Selection, View
 
 
 @register("visionzip")
@@ -65,25 +29,19 @@ class VisionZip(MergingCropMethod):
     Deviations: the release also passes the CLS token to the language model and lists contextual
     tokens after all others; here CLS stays behind, its place goes to one more patch, and every
     contextual token sits where its target was (as ports to models without CLS do).
-
-    Attributes:
-        dominant_share: share of kept tokens chosen by attention; published 54 of 64.
-        metric: what similarity compares: head-mean attention ``keys`` of the layer the projector
-            reads (signal ``vision_keys``), or that layer's ``features``.
-        anyres, score_source, merge_space: see :class:`methods.crops.MergingCropMethod`.
     """
 
-    rounding: Literal["floor", "round_half_even", "int_raw"] = "round_half_even"
-    dominant_share: float = 27 / 32
-    metric: Literal["keys", "features"] = "keys"
+    rounding: Rounding = "round_half_even"
+    dominant_share: float = option(
+        27 / 32, "share of the kept tokens that is chosen by attention; published 54 of 64",
+        low=0, high=1,
+    )  # fmt: skip
+    metric: Literal["keys", "features"] = option(
+        "keys", "what similarity compares: keys = attention keys of the encoder | features"
+    )
 
     title = "VisionZip"
     paper = "arXiv:2412.04467"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range(self, "dominant_share", 0.0, 1.0)
-        choice(self, "metric", ("keys", "features"))
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -103,7 +61,7 @@ class VisionZip(MergingCropMethod):
     def cost(self, shape: SelectionShape) -> int:
         """The encoder's attention, cosines of the removed tokens with the targets, projections."""
         pairs = targets = 0
-        for n in self.graphs(shape):
+        for n in self.sizes(shape):
             contextual = self.count(n) - round(self.count(n) * self.dominant_share)
             pairs += (n - self.count(n)) * contextual
             targets += contextual

@@ -8,28 +8,12 @@ import torch
 from torch import Tensor
 
 from vtprune.methods import ops
-from vtprune.methods.base import SelectionShape, View, in_range
+from vtprune.methods.cost import SelectionShape
 from vtprune.methods.crops import CropMethod
+from vtprune.methods.diverse import drop_duplicates
+from vtprune.methods.options import option
 from vtprune.methods.registry import register
-
-
-def drop_duplicates(similarity: Tensor, keep: int, per_round: int = 8) -> Tensor:
-    """Places ``[B, keep]`` left after repeatedly removing what resembles others most.
-
-    The list starts in the order of ``similarity [B, n, n]``. Each round splits it into even and
-    odd places and removes, of the even ones, up to ``per_round`` with the largest similarity to
-    any odd one; the list goes on with the even ones by falling similarity, then the odd ones.
-    That order decides the next split and is the order of the result.
-    """
-    batch, n = similarity.shape[:2]
-    order = torch.arange(n, device=similarity.device).expand(batch, n)
-    crop = torch.arange(batch, device=similarity.device)[:, None, None]
-    while keep and order.shape[1] > keep:
-        even, odd = order[:, 0::2], order[:, 1::2]
-        _, row, _ = ops.best_pairs(similarity[crop, even[:, :, None], odd[:, None, :]])
-        quota = min(per_round, order.shape[1] - keep)
-        order = torch.cat([even.gather(1, row[:, quota:]), odd], dim=1)
-    return order[:, :keep]
+from vtprune.methods.views import View
 
 
 def important_and_diverse(
@@ -66,23 +50,15 @@ class VisPruner(CropMethod):
     pairs in the first rounds and ends with a set that shares 56-92 % only); an odd number of
     remaining tokens works as the rule says (the later release fails); only the CLS row of one
     layer is computed; one Gram matrix serves all rounds.
-
-    Attributes:
-        important_ratio: share of the kept tokens that is chosen by attention.
-        prune_per_round: most tokens removed per round of the diverse part.
-        anyres, score_source: see :class:`methods.crops.CropMethod`.
     """
 
-    important_ratio: float = 0.5
-    prune_per_round: int = 8
+    important_ratio: float = option(
+        0.5, "share of the kept tokens that is chosen by attention", low=0, high=1
+    )
+    prune_per_round: int = option(8, "most tokens removed per round of the diverse part", low=1)
 
     title = "VisPruner"
     paper = "arXiv:2412.01818"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range(self, "important_ratio", 0.0, 1.0)
-        in_range(self, "prune_per_round", 1, whole=True)
 
     def select(self, view: View, k: int) -> Tensor:
         return self.select_all([view], [k])[0]
@@ -100,6 +76,6 @@ class VisPruner(CropMethod):
 
     def cost(self, shape: SelectionShape) -> int:
         """The encoder's attention, and per crop the Gram matrix of what is not important."""
-        rest = [n - int(self.count(n) * self.important_ratio) for n in self.graphs(shape)]
+        rest = [n - int(self.count(n) * self.important_ratio) for n in self.sizes(shape)]
         gram = sum(ops.cosine_pairs(n) for n in rest) * shape.vision_width
         return shape.encoder_attention(self.attention_signal) + gram

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtprune.methods.base import LABELLED_TOKENS, LayerMethod, MethodError, in_range
+from vtprune.methods.counts import LABELLED_TOKENS
+from vtprune.methods.errors import MethodError
+from vtprune.methods.layers import LayerMethod
+from vtprune.methods.options import option
 from vtprune.methods.registry import register
 
 
@@ -21,28 +24,19 @@ class VTW(LayerMethod):
     depth, so that only multiples of one layer can be met exactly. ``ratio_mode=local``: ``K`` as
     given, whatever the ratio. ``nominal``: the layers whose mean over 576 tokens is that label
     (270: 15 of 32, 288: 16 of 32 or 20 of 40).
-
-    Attributes:
-        nominal: None, or a label in (0, 576).
-        K: layers that see the visual tokens (``local``); published 15 or 16 of 32, 20 of 40.
     """
 
-    nominal: int | None = None
-    K: int = 16
+    nominal: int | None = option(
+        None, "null | label: K such that so many of 576 tokens are processed on average",
+        low=1, below=LABELLED_TOKENS,
+    )  # fmt: skip
+    K: int = option(
+        16, "ratio_mode=local: layers that see the visual tokens; published 15 or 16 of 32", low=1
+    )
 
     title = "VTW"
     paper = "arXiv:2405.05803"
     needs = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        in_range(self, "K", 1, whole=True)
-        if self.nominal is not None:
-            in_range(self, "nominal", 1, LABELLED_TOKENS, high_open=True, whole=True)
-
-    def max_mean_ratio(self, n_layers: int) -> float:
-        """Largest mean removal over ``n_layers`` layers."""
-        return 1 - 1 / n_layers
 
     def schedule(self, n_layers: int, n_visual: int) -> tuple[int, ...]:
         share = 1 - self.ratio if self.nominal is None else self.nominal / LABELLED_TOKENS
