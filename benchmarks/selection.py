@@ -25,12 +25,16 @@ import torch
 from torch import Tensor
 
 from vtprune.methods import SelectionShape, build, ops
-from vtprune.methods.cdpruner import greedy_dpp
-from vtprune.methods.divprune import farthest_points
+from vtprune.methods.diverse import farthest_points, greedy_dpp
 from vtprune.methods.gprune import propagate, token_graph
-from vtprune.methods.prumerge import absorb, neighbours
-from vtprune.methods.tome import merge_rounds, merge_tokens
-from vtprune.methods.visionzip import contextual_features, contextual_tokens
+from vtprune.methods.merging import (
+    absorb,
+    contextual_features,
+    contextual_tokens,
+    merge_rounds,
+    merge_tokens,
+    neighbours,
+)
 from vtprune.methods.vispruner import important_and_diverse
 from vtprune.models.signals import head_max_columns, row_attention
 

@@ -58,7 +58,7 @@ class CropMethod(TokenMethod):
 
     def attention(self, view: View) -> Tensor:
         """``[N]`` attention of the encoder, mean over heads."""
-        return view.signal(self.attention_signal).flatten(1).mean(dim=-1)
+        return view.signal(self.attention_signal).reshape(len(view), -1).mean(dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True)

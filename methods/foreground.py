@@ -61,7 +61,7 @@ class Foreground(TokenMethod):
         if self.provider == "annotation":
             return view.signal("fg_mask").float() >= self.coverage
         attention = view.signal(self.provider).float()
-        return attention_foreground(attention.flatten(1).mean(dim=1), self.mass)
+        return attention_foreground(attention.reshape(len(view), -1).mean(dim=1), self.mass)
 
     def score(self, view: View) -> Tensor:
         draw = ops.seeded_uniform(len(view), self.seed, *view.key).to(view.device)

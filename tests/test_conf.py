@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 
 from vtprune import methods, places
 from vtprune.harness.request import check, known, resolvers  # noqa: F401
+from vtprune.methods.options import declared
+from vtprune.models.supported import SUPPORTED_MODEL_TYPES
 
 CONF = places.CONF
 GROUPS = known.groups()
@@ -45,7 +47,7 @@ def test_a_methods_config_equals_its_dataclass(name):
         f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         for f in dataclasses.fields(methods.get(name))
     }
-    extra = {f.name for f in dataclasses.fields(methods.get(name)) if f.metadata.get("extra")}
+    extra = {option for option, one in declared(methods.get(name)).items() if one.extra}
     expected = {k: v for k, v in fields.items() if k not in TOP_LEVEL | extra}
     assert entry.pop("name") == name
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in expected.items()}
@@ -85,6 +87,4 @@ def test_the_demo_compares_three_methods():
 
 
 def test_labels_count_from_as_many_tokens_before_torch_as_behind_it():
-    from vtprune.methods import base
-
-    assert check.LABELLED_TOKENS == base.LABELLED_TOKENS
+    assert check.LABELLED_TOKENS == methods.LABELLED_TOKENS

@@ -15,19 +15,18 @@ from tests.golden_tools import crops_layout, packed_image, single_view
 from vtprune import methods
 from vtprune.methods import MethodError, build, n_keep, ops
 from vtprune.methods.base import LayerSignals, SelectionShape
-from vtprune.methods.cdpruner import greedy_dpp
-from vtprune.methods.divprune import farthest_points
+from vtprune.methods.diverse import drop_duplicates, farthest_points, greedy_dpp
 from vtprune.methods.fastv import FastV
-from vtprune.methods.fitprune import FitPrune, fit_to_mean, published_recipes, survival
+from vtprune.methods.fitprune import FitPrune, published_recipes
 from vtprune.methods.fitprune_search import Costs, OfflineReplay, removable, search_recipe
 from vtprune.methods.foreground import attention_foreground
 from vtprune.methods.gprune import GPrune, propagate, token_graph
 from vtprune.methods.holov import capped, quotas
+from vtprune.methods.merging import merge_rounds, merge_tokens, split_budget
 from vtprune.methods.pool import pool_cells
+from vtprune.methods.schedules import fit_to_mean, survival
 from vtprune.methods.seqprune import SequentialPrune
-from vtprune.methods.sparsevlm import split_budget
-from vtprune.methods.tome import merge_rounds, merge_tokens
-from vtprune.methods.vispruner import drop_duplicates, important_and_diverse
+from vtprune.methods.vispruner import important_and_diverse
 
 seeds = st.integers(0, 10_000)
 

@@ -12,7 +12,8 @@ from tests import checkpoint_tools, tiny
 from vtprune import methods
 from vtprune.harness import cli, cost
 from vtprune.harness.cost import counter, ledger
-from vtprune.methods.cdpruner import greedy_dpp, question_relevance
+from vtprune.methods.cdpruner import question_relevance
+from vtprune.methods.diverse import greedy_dpp
 from vtprune.models import prune, text_tower
 from vtprune.models.errors import ModelLoadError, PruningUnsupported
 from vtprune.models.oracle import masked
