@@ -27,10 +27,10 @@ from vtprune.methods import (
     fitprune_search,
     gprune,
     holov,
+    merging,
     ops,
     prumerge,
     sparsevlm,
-    tome,
     visionzip,
     vispruner,
 )
@@ -159,7 +159,7 @@ def unweighted_means(put: Defects) -> None:
 
         return merge_round
 
-    put.swap(tome, "merge_round", plain)
+    put.swap(merging, "merge_round", plain)
 
 
 def one_criterion_is_enough(put: Defects) -> None:
