@@ -23,7 +23,7 @@ from vtprune.methods.errors import MethodError
 from vtprune.methods.inputs import InputMethod
 from vtprune.methods.layers import LayerMethod
 from vtprune.methods.method import PruningMethod
-from vtprune.methods.options import option
+from vtprune.methods.options import declared, option
 from vtprune.methods.registry import available, build, get, register
 from vtprune.methods.tokens import TokenMethod
 from vtprune.methods.views import ImageTokens, LayerSignals, Selection, TokenLayout, View
@@ -45,6 +45,7 @@ __all__ = [
     "View",
     "available",
     "build",
+    "declared",
     "get",
     "n_keep",
     "option",

@@ -201,14 +201,6 @@ class Compose(PruningMethod):
     def query_aware(self) -> bool:  # type: ignore[override]
         return any(part.query_aware for part in self.chain)
 
-    @property
-    def token_method(self) -> PruningMethod | None:
-        return self.part("tokens")
-
-    @property
-    def layer_method(self) -> PruningMethod | None:
-        return self.part("layers")
-
     def count(self, n: int, ratio: float | None = None) -> int:
         """Tokens of a graph of ``n`` that the first part leaves."""
         return self.chain[0].count(n, ratio)

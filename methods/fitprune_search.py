@@ -32,9 +32,11 @@ class Replay(Protocol):
             ``cross [V]`` and ``self [V]``: head-wise maximum of the attention each token receives,
             mean over the text rows after the image, and mean over the visual rows alive.
         """
+        ...
 
     def keep(self, indices: Tensor) -> None:
         """Go on with these of the tokens alive only (sorted)."""
+        ...
 
 
 class OfflineReplay:

@@ -13,7 +13,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vtprune.methods.errors import MethodError, nearest
 from vtprune.methods.method import PruningMethod
@@ -67,7 +67,7 @@ def get(name: str) -> type[PruningMethod]:
     return _REGISTRY[name]
 
 
-def build(name: str | type[PruningMethod], **options: object) -> PruningMethod:
+def build(name: str | type[PruningMethod], **options: Any) -> PruningMethod:
     """Make a method from its name (or class) and options.
 
     Raises:

@@ -118,32 +118,20 @@ class ToMe(TokenMethod):
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
-        if self.merges_in_encoder:
-            return ("merge_slots",)
+        if self.chain[0] is not self:
+            return self.chain[0].needs
         return ("vision_keys",) if self.metric == "clip_keys" else ()
 
     @property
     def chain(self) -> tuple[PruningMethod, ...]:
         """The method itself, or the one that works in the tower."""
-        if not self.merges_in_encoder:
+        if self.placement == "projector":
             return (self,)
         names = [f.name for f in dataclasses.fields(ToMeInTower)]
         return (ToMeInTower(**{name: getattr(self, name) for name in names}),)
 
-    @property
-    def merges_in_encoder(self) -> bool:
-        return self.placement == "vision_encoder"
-
-    def encoder_plan(self, n_layers: int, n_patches: int) -> list[int]:
-        """``plan`` of the part in the tower."""
-        return self.chain[0].plan(n_layers, n_patches)
-
-    def encoder_merge(self, state: Merged, keys: Tensor, q: int) -> Merged:
-        """``merge`` of the part in the tower."""
-        return self.chain[0].merge(state, keys, q)
-
     def keep(self, image: ImageTokens) -> Selection:
-        return self.chain[0].keep(image) if self.merges_in_encoder else super().keep(image)
+        return super().keep(image) if self.chain[0] is self else self.chain[0].keep(image)
 
     def select(self, view: View, k: int) -> Selection:
         metric = view.signal("vision_keys") if self.metric == "clip_keys" else None
@@ -155,7 +143,7 @@ class ToMe(TokenMethod):
 
     def cost(self, shape: SelectionShape) -> int:
         """(n / 2)^2 d per round on n tokens."""
-        if self.merges_in_encoder:
+        if self.chain[0] is not self:
             return self.chain[0].cost(shape)
         total = 0
         for n, kept in zip(shape.views, shape.kept, strict=True):

@@ -152,13 +152,16 @@ class ImageTokens:
         if kept.features is None and len(kept.indices) == len(self.layout):
             return self
         features = self.features[kept.indices] if kept.features is None else kept.features
-        pack = self.pack
-        if pack is not None:
-            def pack(x: Tensor, whole: Callable[[Tensor], Tensor] = pack) -> Tensor:
-                return whole(x)[kept.indices.to(x.device)]
+        whole = self.pack
+
+        def packed(x: Tensor) -> Tensor:
+            assert whole is not None
+            return whole(x)[kept.indices.to(x.device)]
+
         return dataclasses.replace(
-            self, features=features, layout=self.layout.only(kept.indices.cpu()), pack=pack
-        )
+            self, features=features, layout=self.layout.only(kept.indices.cpu()),
+            pack=None if whole is None else packed,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from vtprune.methods.base import TokenLayout
+from vtprune.methods import TokenLayout
 
 
 def token_coverage(mask: Tensor, layout: TokenLayout) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vtprune import methods
-from vtprune.methods.base import PruningMethod
+from vtprune.methods import PruningMethod
 from vtprune.models import refuse
 from vtprune.models.families import family_of
 from vtprune.models.input_stage import InputStage

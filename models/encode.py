@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from vtprune.methods.base import PruningMethod
+from vtprune.methods import PruningMethod
 from vtprune.models import refuse, signals
 from vtprune.models.batch import by_name
 from vtprune.models.encoder_merge import EncoderMerging

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtprune.methods.base import ImageTokens, PruningMethod, Selection
+from vtprune.methods import ImageTokens, PruningMethod, Selection
 from vtprune.models import refuse
 from vtprune.models.annotation import token_coverage
 from vtprune.models.batch import Prompts, images_per_row, once, view_sizes

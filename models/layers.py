@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtprune.methods.base import LayerSignals, PruningMethod, Selection
+from vtprune.methods import LayerSignals, PruningMethod, Selection
 from vtprune.models.batch import Prompts
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families import Family

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from vtprune.methods.base import PruningMethod
+from vtprune.methods import PruningMethod
 from vtprune.models import signals
 from vtprune.models.batch import Prompts
 from vtprune.models.errors import PruningUnsupported

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vtprune.methods.base import PruningMethod
+from vtprune.methods import PruningMethod
 from vtprune.models.input_stage import InputStage
 from vtprune.models.record import SampleRecord, Unreduced
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtprune.methods.base import PruningMethod
+from vtprune.methods import PruningMethod
 from vtprune.models import decode, refuse
 from vtprune.models.batch import Prompts, by_name, row_positions
 from vtprune.models.calls import Calls

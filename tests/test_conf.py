@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 from vtprune import methods, places
 from vtprune.harness.request import check, known, resolvers  # noqa: F401
 from vtprune.methods.options import declared
-from vtprune.models.supported import SUPPORTED_MODEL_TYPES
 
 CONF = places.CONF
 GROUPS = known.groups()

@@ -11,8 +11,7 @@ from tests.counting import count_forward
 from vtprune import methods
 from vtprune.harness.cost import architecture_of, counter
 from vtprune.harness.cost.ledger import prefill
-from vtprune.methods import ops
-from vtprune.methods.base import LayerMethod, PruningMethod, TokenMethod, View
+from vtprune.methods import LayerMethod, PruningMethod, TokenMethod, View, ops
 from vtprune.models import prune
 
 #: what is asked of methods that change the picture is in tests/contract/test_input_contract.py

@@ -58,14 +58,14 @@ def test_every_crop_ends_with_the_planned_number_of_tokens():
 
 def test_a_merged_token_is_the_mean_over_all_it_stands_for():
     """Without the tower's own work between merges, sizes and sums must be conserved."""
-    one = methods.build("tome", **OPTIONS)
+    one = methods.build("tome", **OPTIONS).part("encoder")
     from vtprune.methods.ops import Merged
 
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     place = torch.arange(64)
     state = Merged(x, torch.ones(64), place, place)
-    for q in one.encoder_plan(4, 64):
-        state = one.encoder_merge(state, state.features, q)
+    for q in one.plan(4, 64):
+        state = one.merge(state, state.features, q)
     assert len(state.features) == 32 and state.size.sum() == 64
     assert torch.allclose((state.features * state.size[:, None]).sum(0), x.sum(0), atol=1e-4)
 
@@ -118,7 +118,7 @@ def test_a_plan_without_a_run_is_that_of_the_run():
 
 def test_a_plan_that_cannot_be_met_says_what_can():
     with pytest.raises(methods.MethodError, match="leave 52 of 64 patches"):
-        methods.build("tome", **OPTIONS, per_round=3).encoder_plan(4, 64)
+        methods.build("tome", **OPTIONS, per_round=3).part("encoder").plan(4, 64)
 
 
 def test_a_tower_without_this_placement_names_the_other():

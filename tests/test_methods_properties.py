@@ -13,8 +13,7 @@ from torch import Tensor
 
 from tests.golden_tools import crops_layout, packed_image, single_view
 from vtprune import methods
-from vtprune.methods import MethodError, build, n_keep, ops
-from vtprune.methods.base import LayerSignals, SelectionShape
+from vtprune.methods import LayerSignals, MethodError, SelectionShape, build, n_keep, ops
 from vtprune.methods.diverse import drop_duplicates, farthest_points, greedy_dpp
 from vtprune.methods.fastv import FastV
 from vtprune.methods.fitprune import FitPrune, published_recipes

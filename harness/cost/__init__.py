@@ -9,7 +9,7 @@ from vtprune.harness.cost.conventions import CONVENTIONS, convert
 from vtprune.harness.cost.ledger import Cost
 
 if TYPE_CHECKING:
-    from vtprune.methods.base import PruningMethod
+    from vtprune.methods import PruningMethod
     from vtprune.models.record import SampleRecord
 
 __all__ = [

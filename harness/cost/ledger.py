@@ -21,7 +21,7 @@ from vtprune.harness.cost.architecture import (
 )
 
 if TYPE_CHECKING:
-    from vtprune.methods.base import PruningMethod
+    from vtprune.methods import PruningMethod
     from vtprune.models.record import SampleRecord
 
 
@@ -204,7 +204,7 @@ def grids_of(arch: Architecture, record: SampleRecord) -> tuple[Grid, ...]:
 
 def selection_shape(arch: Architecture, record: SampleRecord, method: PruningMethod):
     """The sizes a method states its own cost from."""
-    from vtprune.methods.base import SelectionShape
+    from vtprune.methods import SelectionShape
 
     v, grids = arch.vision, grids_of(arch, record)
     frames = [(r * c, r * c // v.merge**2) for n, r, c in v.passes(grids) for _ in range(n)]

@@ -20,7 +20,7 @@ from vtprune.harness.request.request import Model
 if TYPE_CHECKING:
     from torch import nn
 
-    from vtprune.methods.base import PruningMethod, TokenLayout
+    from vtprune.methods import PruningMethod, TokenLayout
     from vtprune.models.record import SampleRecord, Unreduced
 
 Size = tuple[int, int]  # (width, height) in pixels
@@ -150,7 +150,6 @@ def record(
     """
     import torch
 
-    from vtprune.methods.base import LayerMethod, TokenMethod
     from vtprune.models.record import SampleRecord
 
     depth = model.config.get_text_config().num_hidden_layers
@@ -167,55 +166,59 @@ def record(
     )
     if method is None or method.ratio == 0 or method.stage == "input":
         return made
-    # A composed method has one of each kind; the second plans for what the first left.
-    first = method if isinstance(method, TokenMethod) else getattr(method, "token_method", None)
-    then = method if isinstance(method, LayerMethod) else getattr(method, "layer_method", None)
-    if first is None and then is None:
+    acting = [part for part in method.chain if part.ratio > 0]
+    first = [part for part in acting if part.place in ("encoder", "tokens")]
+    inside = next((part for part in acting if part.place == "layers"), None)
+    if not acting or len(first) + (inside is not None) < len(acting):
         raise ConfigError(f"{method.name}: how many tokens it keeps is only known from a run")
     left = total
-    if first is not None and first.ratio > 0:
+    if first:
         left = sum(_kept(one, first) for one in layouts)
-        made.views = tuple(n for one in layouts for n in _views(one, first))
+        made.views = tuple(n for one in layouts for n in _views(one, first[0]))
         made.stages = [(0, torch.arange(total) < left)]
-        made.merged = _merged(model, layouts, first)
-    if then is not None:
-        plan = then.checked_schedule(depth, left)
+        made.merged = _merged(model, layouts, method.part("encoder"))
+    if inside is not None:
+        plan = inside.checked_schedule(depth, left)
         made.stages += [(i, torch.arange(total) < n) for i, n in enumerate(plan)]
     return made
 
 
-def _merged(model: nn.Module, layouts: Sequence[TokenLayout], method: Any) -> tuple[int, ...]:
-    """Patches merged away in front of each encoder layer, for methods that merge there."""
+def _merged(model: nn.Module, layouts: Sequence[TokenLayout], part: Any) -> tuple[int, ...]:
+    """Patches merged away in front of each encoder layer, by the part that merges there."""
     from vtprune.models.families import family_of
 
-    if not method.merges_in_encoder:
+    if part is None or part.ratio == 0:
         return ()
     rows, cols = layouts[0].patch_grid
-    return tuple(method.encoder_plan(family_of(model).feature_layer(), rows * cols))
+    return tuple(part.plan(family_of(model).feature_layer(), rows * cols))
 
 
-def _views(one: TokenLayout, method: Any) -> list[int]:
-    if method.scope == "joint" and method.newline == "candidate":
+def _views(one: TokenLayout, part: Any) -> list[int]:
+    scope = getattr(part, "scope", "per_view")
+    if scope == "joint" and part.newline == "candidate":
         return [len(one)]
     sizes = [int((~one.newline & (one.view == v)).sum()) for v in range(len(one.kinds))]
-    return [sum(sizes)] if method.scope == "joint" else sizes
+    return [sum(sizes)] if scope == "joint" else sizes
 
 
-def _kept(one: TokenLayout, method: Any) -> int:
+def _kept(one: TokenLayout, parts: Sequence[Any]) -> int:
+    """Tokens of one picture that ``parts`` leave, one after another."""
     import torch
 
     from vtprune import methods
-    from vtprune.methods.base import ImageTokens
 
-    rules = ("ratio", "rounding", "positions", "scope", "newline", "padding")
-    options = {rule: getattr(method, rule) for rule in rules}
-    if method.merges_in_encoder:
-        options["scope"] = "per_tile"  # every crop on its own, before padding is cut
-    draw = methods.build("random", **options)
     per_crop = torch.zeros(one.n_tiles, one.patch_grid[0] * one.patch_grid[1], 1)
     signals = {"tile_features": lambda: per_crop}
-    tokens = ImageTokens(torch.zeros(len(one), 1), one, ("profile", 0), signals)
-    return draw.keep(tokens).indices.numel()
+    tokens = methods.ImageTokens(torch.zeros(len(one), 1), one, ("profile", 0), signals)
+    for part in parts:
+        rules = ("ratio", "rounding", "positions", "scope", "newline", "padding")
+        options = {rule: getattr(part, rule) for rule in rules if hasattr(part, rule)}
+        if part.place == "encoder":
+            options["scope"] = "per_tile"  # every crop on its own, before padding is cut
+            options["newline"] = "keep" if part.newline == "keep" else "drop"
+        tokens = tokens.after(methods.build("random", **options).keep(tokens))
+    return len(tokens.layout)
+
 
 def architecture(model: Model) -> Any:
     """A model's sizes: of its local checkpoint if it has one, else of its architecture file.

@@ -61,7 +61,7 @@ def test_exactly_the_planned_number_of_tokens_enters_each_layer(method, family, 
             continue
         if one.stage == "compose":
             entry = record.visual_per_layer[0]
-            plan = one.layer_method.checked_schedule(record.n_layers, entry)
+            plan = one.part("layers").checked_schedule(record.n_layers, entry)
             assert entry < record.visual_tokens and plan[-1] < entry
             assert record.visual_per_layer == list(plan)
             continue

@@ -202,10 +202,11 @@ def merged_rows_reversed(put: Defects) -> None:
 
 
 def views_in_wrong_slots(put: Defects) -> None:
-    def turned(views: list[View]) -> list[View]:
-        return [dataclasses.replace(view, index=view.index.flip(0)) for view in views]
+    def turned(view: View) -> View:
+        view.index = view.index.flip(0)
+        return view
 
-    put.swap(TokenMethod, "_views", passing(turned))
+    put.swap(TokenMethod, "_view", passing(turned))
 
 
 def first_mask_for_every_picture(put: Defects) -> None:

@@ -16,7 +16,7 @@ from vtprune.harness.cost import shapes
 from vtprune.harness.cost.shapes import Size
 
 if TYPE_CHECKING:
-    from vtprune.methods.base import PruningMethod
+    from vtprune.methods import PruningMethod
     from vtprune.models.record import Unreduced
 
 _ORDINARY = 1000  # text ids are drawn from here on; below lie the special tokens of most models

@@ -17,7 +17,7 @@ import torch
 
 from vtprune.harness.cell.answerer import chat_inputs
 from vtprune.harness.evaluation.engines.base import Question
-from vtprune.methods.base import View
+from vtprune.methods import View
 from vtprune.methods.foreground import attention_foreground
 from vtprune.methods.gprune import GPrune, propagate
 from vtprune.models import prune
