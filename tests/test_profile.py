@@ -30,6 +30,9 @@ PARAMETERS = {
     "qwen2_vl_7b": 8.29, "qwen2_5_vl_7b": 8.29, "llava_onevision_7b": 8.03,
 }  # fmt: skip
 
+#: windows are traced one by one
+SIZES = {"qwen2_5_vl_7b": "250x150"}
+
 
 def request(name: str, method: str = "gprune", ratio: float = 0.7, **changes) -> Request:
     return Request({
@@ -63,16 +66,42 @@ def test_an_architecture_has_the_parameters_of_its_checkpoint(file):
 @pytest.mark.parametrize("method", ["gprune", "fastv"])
 @pytest.mark.parametrize("name", ["llava15_7b", "llava_next_8b", "qwen2_5_vl_7b"])
 def test_the_ledger_equals_the_counter_on_the_true_architectures(name, method):
-    result = profile.run_profile(request(name, method, image_size="1000x600"))
+    result = profile.run_profile(request(name, method, image_size=SIZES.get(name, "1000x600")))
     for side in ("full", "pruned"):
         for stage, counted in result[side]["counted"].items():
             assert result[side]["stages"][stage] == counted, (side, stage)
+    assert profile.disagreements(result) == []
+    assert "= the ledger, in every stage" in profile.report(result)
+
+
+@pytest.mark.parametrize("wrong", ["stages", "counted", "attention", "fvcore"])
+def test_a_count_that_is_wrong_by_one_is_told_with_its_stage(wrong):
+    result = profile.run_profile(request("qwen2_vl_2b", "gprune", image_size="224x224"))
+    assert profile.disagreements(result) == []
+    side = result["pruned"][wrong]
+    if wrong == "fvcore":
+        side["llm"]["macs"] += 1
+    else:
+        side["llm"] += 1
+    (told,) = profile.disagreements(result)
+    assert told.startswith("llm (pruned): ledger ")
+    assert f"DISAGREE: {told}" in profile.report(result)
+
+
+def test_fvcore_says_what_it_does_not_see():
+    result = profile.run_profile(request("llava15_7b", "gprune", image_size="336x336"))
+    seen = result["full"]["fvcore"]
+    assert seen["llm"]["skipped"]["scaled_dot_product_attention"] == 32
+    assert seen["vision"]["skipped"]["scaled_dot_product_attention"] == 24, "the unused layer too"
+    assert seen["llm"]["macs"] < result["full"]["stages"]["llm"]
+    assert "fvcore sees no fused attention (56 calls" in profile.report(result)
 
 
 @pytest.mark.parametrize("name", ["llava15_7b", "llava_next_8b", "qwen2_vl_7b", "qwen2_5_vl_7b"])
 @pytest.mark.parametrize(("method", "ratio"), [("downsample", 0.5), ("text_only", 1.0)])
 def test_controls_that_change_the_picture_are_counted_at_their_size(name, method, ratio):
-    result = profile.run_profile(request(name, method, ratio, image_size="1000x600"))
+    size = SIZES.get(name, "1000x600")
+    result = profile.run_profile(request(name, method, ratio, image_size=size))
     for stage, counted in result["pruned"]["counted"].items():
         assert result["pruned"]["stages"][stage] == counted, stage
     assert result["pruned"]["stages"]["vision"] < result["full"]["stages"]["vision"]
@@ -143,7 +172,8 @@ def test_pictures_are_drawn_from_a_result_folder(tmp_path):
     comparison = {k: {"ttft": v, "end_to_end": v / 2} for k, v in side.items()}
     timed = {
         "method": "gprune", "ratio": 0.7, "model": "m", "key": "12345678",
-        "batches": [{"batch_size": 1, "comparison": comparison}],
+        "batches": [{"batch_size": 1, "comparison": comparison}], "identity": {},
+        "provenance": {}, "finished": "2026-01-01T00:00:00",
     }  # fmt: skip
     folder = timing_run._folder(timed, tmp_path)
     folder.mkdir(parents=True)

@@ -7,7 +7,9 @@ attention over the full square.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,6 +37,9 @@ MAPPING = {
 }
 
 
+_ATTENTION = re.compile(r"scaled_dot_product|\.(baddbmm|bmm)$")
+
+
 class Counter(FlopCounterMode):
     """Counts inside ``with``; may be entered again and then goes on counting."""
 
@@ -55,14 +60,31 @@ class Counter(FlopCounterMode):
         """Multiply-accumulates counted so far."""
         return getattr(self, "_total", 0)
 
+    @property
+    def attention(self) -> int:
+        """Multiply-accumulates of attention, in the last block.
+
+        That is the fused kernels, and the batched products that stand for them on the meta device.
+        """
+        counted = self.get_flop_counts().get("Global", {})
+        return sum(n for op, n in counted.items() if _ATTENTION.search(str(op))) // 2
+
     def of(self, module: str) -> int:
         """Multiply-accumulates inside the module of that dotted name, in the last block."""
         return sum(self.get_flop_counts().get(module, {}).values()) // 2
 
 
+@dataclass(frozen=True)
+class Counted:
+    """MACs by stage, and those of them that attention spends."""
+
+    macs: Mapping[str, int]
+    attention: Mapping[str, int]
+
+
 def count_skeleton(
     model: nn.Module, inputs: Mapping[str, Any] | None, record: Any
-) -> dict[str, int]:
+) -> Counted:
     """MACs by stage of one image's prefill on the meta device, each layer on its own tokens.
 
     Args:
@@ -81,7 +103,7 @@ def count_skeleton(
     with torch.no_grad():
         with encoder:
             if inputs is not None:
-                _encode(family, inputs)
+                encode(family, inputs)
         for hook in hooks:
             hook.remove()
         with llm:
@@ -90,12 +112,13 @@ def count_skeleton(
             text = model.config.get_text_config()
             model.lm_head(torch.empty(1, 1, text.hidden_size, device="meta"))
     projected = inside[1] - inside[0] if inside else 0
-    return {
+    macs = {
         "vision": encoder.macs - projected,
         "projector": projected,
         "llm": llm.macs,
         "lm_head": head.macs,
     }
+    return Counted(macs, {"vision": encoder.attention, "llm": llm.attention})
 
 
 def encoder_total(counter: Counter) -> int:
@@ -103,27 +126,38 @@ def encoder_total(counter: Counter) -> int:
     return counter.get_total_flops() // 2
 
 
-def _encode(family: Any, inputs: Mapping[str, Any]) -> None:
-    """The tower and the projector; packing is left out, it needs numbers and costs nothing."""
+def encode(family: Any, inputs: Mapping[str, Any]) -> Any:
+    """The tower and the projector; packing is left out, it needs numbers and costs nothing.
+
+    Returns:
+        Tensors that everything computed leads to.
+    """
     core, pixels = family.core, inputs["pixel_values"]
     if "image_grid_thw" in inputs:
         grid = inputs["image_grid_thw"]
-        core.visual(pixels, grid_thw=grid, position_ids=torch.empty(len(pixels), 2, device="meta"))
-        return
+        positions = torch.empty(len(pixels), 2, device="meta")
+        return core.visual(pixels, grid_thw=grid, position_ids=positions)
     pixels = pixels.flatten(0, 1) if pixels.dim() == 5 else pixels
     config = family.model.config
     hidden = core.vision_tower(pixels, output_hidden_states=True).hidden_states
     features = hidden[config.vision_feature_layer]
     if config.vision_feature_select_strategy == "default":
         features = features[:, 1:]
-    core.multi_modal_projector(features)
+    # The last layer's output too, though nothing reads it: towers run it, and tracing drops what
+    # nothing depends on.
+    return core.multi_modal_projector(features), hidden[-1]
 
 
-def _through_layers(family: Any, tokens: list[int]) -> None:
+def layer_inputs(family: Any, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states ``[1, n, width]`` and rotation angles ``[1, n, head]`` of a decoder layer."""
     config = family.model.config.get_text_config()
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    hidden = torch.empty(1, n, config.hidden_size, device="meta")
+    return hidden, torch.empty(1, n, head_dim, device="meta")
+
+
+def _through_layers(family: Any, tokens: list[int]) -> None:
     for layer, n in zip(family.layers, tokens, strict=True):
-        angles = torch.empty(1, n, head_dim, device="meta")
-        hidden = torch.empty(1, n, config.hidden_size, device="meta")
+        hidden, angles = layer_inputs(family, n)
         layer(hidden, position_embeddings=(angles, angles), attention_mask=None)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vtprune.harness.cost import conventions
 from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.request import Request
 
+T = TypeVar("T")
+_FUSED = "scaled_dot_product_attention"
 STAGES = ("vision", "projector", "selection", "llm", "lm_head", "total")
 
 
@@ -35,12 +38,13 @@ def run_profile(request: Request) -> dict[str, Any]:
     model = shapes.skeleton(hf_config(described))
     size = shapes.parse_size(request.image_size)
     arch, text = architecture_of(model.config), request.text_tokens
+    traced: dict[Any, Any] = {}
     with shapes.picture(model, size, described.image_processor) as shown:
         layout, full = shown.layouts[0], shapes.record(model, shown.layouts, text)
-        whole = _side(model, arch, shown, full, ledger.prefill_full(arch, full))
+        whole = _side(model, arch, shown, full, ledger.prefill_full(arch, full), traced)
     with _picture(model, size, described.image_processor, method) as shown:
         record = _planned(model, shown, text, method)
-        pruned = _side(model, arch, shown, record, ledger.prefill(arch, record, method))
+        pruned = _side(model, arch, shown, record, ledger.prefill(arch, record, method), traced)
     return {
         "model": request.model.name,
         "method": request.method.name,
@@ -59,20 +63,26 @@ def run_profile(request: Request) -> dict[str, Any]:
     }
 
 
-def _countable(counted: dict[str, int], record: Any) -> dict[str, int]:
+def _countable(counted: Mapping[str, T], record: Any) -> dict[str, T]:
     """Without the stages that a skeleton, in which nothing merges, runs at full length."""
     shorter = ("vision", "projector") if record.merged else ()
     return {stage: n for stage, n in counted.items() if stage not in shorter}
 
 
-def _side(model: Any, arch: Any, shown: Any, record: Any, spent: Any) -> dict[str, Any]:
-    """One side of a profile: the ledger's stages, torch's count, conventions, cache."""
-    from vtprune.harness.cost import counter, ledger
+def _side(
+    model: Any, arch: Any, shown: Any, record: Any, spent: Any, traced: dict[Any, Any]
+) -> dict[str, Any]:
+    """One side of a profile: the ledger's stages, what others count, conventions, cache."""
+    from vtprune.harness.cost import counter, fvcore_count, ledger
 
     tokens, encoded = ledger.tokens(arch, record, spent.selection)
+    counted = counter.count_skeleton(model, shown.inputs, record)
+    seen = fvcore_count.count_skeleton(model, shown.inputs, record, traced)
     return {
         "stages": spent.stages(),
-        "counted": _countable(counter.count_skeleton(model, shown.inputs, record), record),
+        "counted": _countable(counted.macs, record),
+        "attention": _countable(counted.attention, record),
+        "fvcore": {stage: asdict(one) for stage, one in _countable(seen, record).items()},
         "conventions": {
             c: conventions.convert(c, encoded, tokens) for c in conventions.CONVENTIONS
         },
@@ -134,6 +144,7 @@ def report(result: dict[str, Any]) -> str:
         f"mean removal {100 * result['mean_removal']:.1f} %",
         "",
         *_stage_lines(result),
+        *_what_counters_miss(result),
         *([f"  ({result['left_out']})"] if result.get("left_out") else []),
         "",
         *_convention_lines(result),
@@ -145,12 +156,13 @@ def report(result: dict[str, Any]) -> str:
 
 def _stage_lines(result: dict[str, Any]) -> list[str]:
     full, pruned = result["full"], result["pruned"]
-    lines = [f"{'TMAC of one prefill':<22}{'unpruned':>11}{'pruned':>11}{'left':>9}   torch counts"]
+    lines = [f"{'TMAC of one prefill':<22}{'unpruned':>11}{'pruned':>11}{'left':>9}"
+             f"   {'torch':<10}  fvcore"]  # fmt: skip
     for stage in STAGES:
         before, after = full["stages"][stage], pruned["stages"][stage]
-        counted = pruned["counted"].get(stage)
-        check = "" if counted is None else _agreement(after, counted)
-        lines.append(f"  {stage:<20}{_tera(before)}{_tera(after)}{_share(after, before)}   {check}")
+        others = "".join(f"   {text:<9}" for text in _opinions(pruned, stage))
+        line = f"  {stage:<20}{_tera(before)}{_tera(after)}{_share(after, before)}{others}"
+        lines.append(line.rstrip())
     step, cache = ((full[k], pruned[k]) for k in ("decode_step", "kv_cache_bytes"))
     lines.append(f"  {'decode step, GMAC':<20}{step[0] / 1e9:>11.3f}{step[1] / 1e9:>11.3f}"
                  f"{_share(step[1], step[0])}")  # fmt: skip
@@ -169,10 +181,52 @@ def _convention_lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _agreement(ours: int, counted: int) -> str:
-    if ours == counted:
-        return "the same"
-    return f"{_tera(counted).strip()} (ledger {ours / counted:.4f} of it)"
+def _opinions(side: dict[str, Any], stage: str) -> list[str]:
+    """What torch's counter and fvcore say of a stage of the ledger."""
+    ours, counted, seen = side["stages"][stage], side["counted"].get(stage), side["fvcore"]
+    if counted is None:
+        return []
+    torch_says = "the same" if counted == ours else _tera(counted).strip()
+    return [torch_says, f"{_tera(seen[stage]['macs']).strip()} ({_part(seen[stage], ours)})"]
+
+
+def _part(seen: dict[str, Any], ours: int) -> str:
+    return f"{100 * seen['macs'] / ours:.1f} %" if ours else "none"
+
+
+def disagreements(result: dict[str, Any]) -> list[str]:
+    """Stages in which the three counts differ by more than what each is known not to see.
+
+    fvcore's matrix products and the fused attention that torch counts are together the ledger.
+    """
+    told = []
+    for name in ("full", "pruned"):
+        side = result[name]
+        for stage, counted in side["counted"].items():
+            ours, seen = side["stages"][stage], side["fvcore"][stage]
+            together = seen["macs"] - seen["norms"] + side["attention"].get(stage, 0)
+            if not ours == counted == together:
+                told.append(f"{stage} ({name}): ledger {ours}, torch {counted}, fvcore with "
+                            f"torch's attention {together} MACs")  # fmt: skip
+    return told
+
+
+def _what_counters_miss(result: dict[str, Any]) -> list[str]:
+    """What each count leaves out, and whether they agree on the rest."""
+    side = result["pruned"]
+    calls = sum(s["skipped"].get(_FUSED, 0) for s in side["fvcore"].values())
+    unseen, norms = sum(side["attention"].values()), sum(s["norms"] for s in side["fvcore"].values())
+    rest = {name for one in side["fvcore"].values() for name in one["skipped"]} - {_FUSED}
+    lines = [
+        "  torch's counter sees no norms, activations, rotations; so does the ledger",
+        f"  fvcore sees no fused attention ({calls} calls, {_tera(unseen).strip()} TMAC by torch), "
+        f"and counts norms ({_tera(norms).strip()})",
+        f"  fvcore has no rule for: {', '.join(sorted(rest))}",
+        "  selection: by the method's own formula, no counter runs it here",
+    ]
+    wrong = disagreements(result)
+    agreed = "  fvcore's matrix products + torch's attention = the ledger, in every stage"
+    return [*lines, *(f"  DISAGREE: {line}" for line in wrong)] if wrong else [*lines, agreed]
 
 
 def _tera(value: float) -> str:
