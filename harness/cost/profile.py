@@ -215,7 +215,8 @@ def _what_counters_miss(result: dict[str, Any]) -> list[str]:
     """What each count leaves out, and whether they agree on the rest."""
     side = result["pruned"]
     calls = sum(s["skipped"].get(_FUSED, 0) for s in side["fvcore"].values())
-    unseen, norms = sum(side["attention"].values()), sum(s["norms"] for s in side["fvcore"].values())
+    unseen = sum(side["attention"].values())
+    norms = sum(s["norms"] for s in side["fvcore"].values())
     rest = {name for one in side["fvcore"].values() for name in one["skipped"]} - {_FUSED}
     lines = [
         "  torch's counter sees no norms, activations, rotations; so does the ledger",
