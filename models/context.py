@@ -46,7 +46,8 @@ def prune(
     elif options:
         method = method.replace(**options)
     family, run = family_of(model), PruningRun(method)
-    if method.part("picture") is not None and method.ratio > 0:
-        run._input = InputStage(family, method)
+    asks_smaller = method.part("picture")
+    if asks_smaller is not None and method.ratio > 0:
+        run._input = InputStage(family, asks_smaller)
     with Runtime(family, method, run, text_tower).attached():
         yield run

@@ -112,7 +112,7 @@ def _load(
         config = AutoConfig.from_pretrained(path, **where)
         _check_layers(config, path)
         processor, notes = processors.load(path, config, where, template)
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path,
             dtype=wanted,
             attn_implementation=attention,
@@ -121,6 +121,7 @@ def _load(
             **({"device_map": spread} if spread else {}),
             **where,
         )
+        model, info = loaded
         model.eval()
         if not spread:
             model.to(device)

@@ -38,11 +38,14 @@ def masked(model: nn.Module, records: Sequence[SampleRecord]) -> Iterator[None]:
 
 
 class _Oracle:
-    def __init__(self, model: nn.Module, records: list[SampleRecord]) -> None:
+    """What the language model is told, forward by forward; ``note`` runs before its layers do."""
+
+    valid: Tensor  # bool [B, L]: prompt columns without padding
+    positions: Tensor  # ids of the columns of this forward
+
+    def __init__(self, model: Any, records: list[SampleRecord]) -> None:
         self.lm = model.model.language_model
         self.records = records
-        self.valid: Tensor | None = None
-        self.positions: Tensor | None = None
 
     def note(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         embeds = kwargs["inputs_embeds"]

@@ -74,13 +74,12 @@ def bare(model: Any) -> nn.Module:
     Raises:
         PruningUnsupported: it is wrapped by ``torch.compile``.
     """
-    if not isinstance(model, nn.Module):
-        model = model.model
-    if hasattr(model, "get_base_model"):  # PEFT
-        model = model.get_base_model()
-    if hasattr(model, "_orig_mod"):
+    found: Any = model if isinstance(model, nn.Module) else model.model
+    if hasattr(found, "get_base_model"):  # PEFT
+        found = found.get_base_model()
+    if hasattr(found, "_orig_mod"):
         raise PruningUnsupported(f"{_COMPILED}: give the model itself, not torch.compile(model)")
-    return model
+    return found
 
 
 def not_compiled(family: Family) -> None:

@@ -87,7 +87,8 @@ class LayerReplay:
         stays = ~self._visual
         stays[mine[indices]] = True
         self._hidden = self._hidden[:, stays]
-        self._rotation = tuple(r[..., stays, :] for r in self._rotation)
+        cos, sin = self._rotation
+        self._rotation = cos[..., stays, :], sin[..., stays, :]
         self._visual = self._visual[stays]
 
 

@@ -15,7 +15,7 @@ import inspect
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -335,10 +335,8 @@ class Runtime:
             old = chain.ids
             if old is None or len(old) != len(prompts.ids) or old.shape[1] >= prompts.ids.shape[1]:
                 continue
-            same = [[id(i) for i in row] for row in chain.images]
-            if same == [[id(i) for i in row] for row in prompts.images] and torch.equal(
-                prompts.ids[:, : old.shape[1]], old
-            ):
+            same = _identities(chain.images) == _identities(prompts.images)
+            if same and torch.equal(prompts.ids[:, : old.shape[1]], old):
                 return chain
         return None
 
@@ -404,3 +402,8 @@ def _cacheless(named: dict[str, Any]) -> bool:
 
 def _encoded(named: dict[str, Any]) -> Any:
     return named.get("mm_encoder_outputs")
+
+
+def _identities(pictures: Sequence[Sequence[object]]) -> list[list[int]]:
+    """Which objects they are: the same picture again is the same object."""
+    return [[id(one) for one in row] for row in pictures]

@@ -54,7 +54,9 @@ class Stage:
         """The stage with its tensors on ``device``, for models spread over several."""
         if self.valid.device == device:
             return self
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        moved: dict[str, Any] = {
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()
+        }
         if self.rewrite is not None:
             rows, slots, vectors = self.rewrite
             moved["rewrite"] = (rows.to(device), slots.to(device), vectors.to(device))
