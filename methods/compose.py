@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -214,5 +215,15 @@ class Compose(PruningMethod):
         return 1 - kept
 
     def cost(self, shape: SelectionShape) -> int:
-        """All parts; those inside the language model work on what the others left."""
-        return sum(part.cost(shape) for part in self.chain)
+        """All parts, each on what those before it left.
+
+        Behind a part whose ``scope`` joins all views the next one is counted as joining them too.
+        """
+        total, views = 0, shape.views
+        for part in self.chain:
+            if getattr(part, "scope", "") == "joint":
+                views = (sum(views),)
+            kept = tuple(part.count(n) for n in views) if part.place == "tokens" else views
+            total += part.cost(dataclasses.replace(shape, views=views, kept=kept))
+            views = kept
+        return total

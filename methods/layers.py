@@ -70,7 +70,8 @@ class LayerMethod(PruningMethod):
             return Selection(signals.alive.new_empty(0))
         heard = signals.through(self._heard)
         picked = picks.pick(self.name, self.select(heard, k), len(signals), k)
-        return picks.settle(self.name, [picked], lambda _: self.score(heard))[0]
+        ranks = type(self).score is not LayerMethod.score
+        return picks.settle(self.name, [picked], lambda _: self.score(heard) if ranks else None)[0]
 
     def _heard(self, signals: LayerSignals, name: str) -> Tensor:
         value = signals.signal(name)

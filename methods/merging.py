@@ -153,8 +153,8 @@ def recycle(
     assignment = distance[:, place].argmin(dim=-1)
     assignment[place] = torch.arange(clusters, device=x.device)
     groups = ops.Groups(assignment, clusters)
-    merged = groups.sum(x) / (groups.sizes[:, None] + 1e-6)
-    return Recycled(order, order[place], assignment, merged)
+    merged = groups.sum(y) / (groups.sizes[:, None] + 1e-6)
+    return Recycled(order, order[place], assignment, merged.to(x.dtype))
 
 
 def split_budget(n_visual: int, total: int, share: float = 0.3) -> tuple[int, int]:

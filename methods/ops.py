@@ -104,10 +104,16 @@ class Groups:
         self.sizes = group.new_zeros(n).index_add_(0, group, torch.ones_like(group))
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sums ``[n, ...]`` over the groups of ``values [N, ...]``; empty ones give 0."""
-        return torch.segment_reduce(
-            values[self.order], "sum", lengths=self.sizes, axis=0, initial=0.0, unsafe=True
+        """Sums ``[n, ...]`` over the groups of ``values [N, ...]``; empty ones give 0.
+
+        Half precision is summed in float32: adding up a hundred tokens would lose their last bits.
+        """
+        sorted_ = values[self.order]
+        wide = sorted_.float() if is_half(values) else sorted_
+        sums = torch.segment_reduce(
+            wide, "sum", lengths=self.sizes, axis=0, initial=0.0, unsafe=True
         )
+        return sums.to(values.dtype)
 
 
 def others(n: int, chosen: Tensor) -> Tensor:

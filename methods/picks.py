@@ -46,6 +46,9 @@ def pick(name: str, answer: Any, n: int, k: int) -> Pick:
     """
     chosen = answer if isinstance(answer, Selection) else Selection(answer)
     indices, features, marked = chosen.indices, chosen.features, None
+    if features is not None and (features.dim() != 2 or len(features) != k):
+        raise MethodError(f"{name}: features must be [{k}, d], one row a kept token, got "
+                          f"{_what(features)}")  # fmt: skip
     if not isinstance(indices, Tensor) or indices.dim() != 1:
         raise _bad(name, n, k, indices)
     if indices.dtype == torch.bool:
@@ -60,9 +63,6 @@ def pick(name: str, answer: Any, n: int, k: int) -> Pick:
         features = None if features is None else features[order]
         good = (indices[1:] > indices[:-1]).all() & (indices[:1] >= 0).all()
         good = good & (indices[-1:] < n).all()
-    if features is not None and (features.dim() != 2 or len(features) != k):
-        raise MethodError(f"{name}: features must be [{k}, d], one row a kept token, got "
-                          f"{_what(features)}")  # fmt: skip
     return Pick(Selection(indices, features), n, good, marked)
 
 

@@ -171,7 +171,8 @@ class SparseVLMPlus(SparseVLM):
         if self.raters == "last":
             rows = signals.signal("last_row")[:, None]
             one = rows.new_ones(1, rows.shape[-1])
-            return decayed_relevance(rows, torch.ones(1, dtype=torch.bool), one, self.heads)
+            raters = rows.new_ones(1, dtype=torch.bool)
+            return decayed_relevance(rows, raters, one, self.heads)
         head_dim = signals.signal("keys").shape[-1]
         decay = rotary_decay(signals.signal("text_distance"), head_dim, self.rope_base)
         decay = decay.clamp(min=self.least_decay * head_dim**0.5)

@@ -68,7 +68,7 @@ class TokenMethod(PruningMethod):
         answers = list(self.select_all(views, counts))
         if len(answers) != len(views):
             raise MethodError(f"{self.name}: {len(views)} views, but {len(answers)} selections")
-        ranks = type(self).select is TokenMethod.select
+        ranks = type(self).score is not TokenMethod.score
         kept = picks.settle(
             self.name,
             [picks.pick(self.name, answer, len(view), k)

@@ -67,6 +67,13 @@ CASES = {
         ["method=gprune", "ratio=0.9", "method.iteration=3"],
         ["option of method gprune 'iteration'", "did you mean 'iterations'?"],
     ),
+    "added method option": (
+        ["method=compose", "ratio=0.6", "+method.part=[]"],
+        ["option of method compose 'part'", "did you mean 'parts'?"],
+    ),
+    "unlisted method option": (
+        ["method=compose", "ratio=0.6", "method.parts=[]"], ["write +method.parts=..."],
+    ),
     "ratio in method": (["method=gprune", "method.ratio=0.9"], ["write ratio=..."]),
     "ratio 1": (["method=gprune", "ratio=1.0"], ["ratio must be a number in [0, 1): got 1.0"]),
     "ratio below": (

@@ -85,5 +85,14 @@ def test_the_demo_compares_three_methods():
     assert entry["hydra"]["sweeper"]["params"]["method"] == "none,random,gprune"
 
 
+def test_options_that_no_file_lists_are_known_before_torch_is():
+    declares = {name: declared(methods.get(name)) for name in methods.available()}
+    unlisted = {
+        name: tuple(option for option, one in options.items() if one.extra)
+        for name, options in declares.items()
+    }
+    assert {name: found for name, found in unlisted.items() if found} == known.UNLISTED
+
+
 def test_labels_count_from_as_many_tokens_before_torch_as_behind_it():
     assert check.LABELLED_TOKENS == methods.LABELLED_TOKENS

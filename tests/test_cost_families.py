@@ -66,6 +66,16 @@ def test_the_ledger_equals_the_counter_in_every_stage(monkeypatch, name, family,
         assert cost[stage] == wanted, f"{stage}: {cost[stage]} counted {counted[stage]}"
 
 
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_parts_that_follow_each_other_cost_what_is_left_for_them(monkeypatch, family):
+    parts = [{"name": "gprune", "ratio": 0.4}, {"name": "divprune", "newline": "keep"},
+             {"name": "fastv"}]  # fmt: skip
+    method = methods.build("compose", parts=parts, ratio=0.7)
+    counted, record = _counted(monkeypatch, family, "sdpa", method)
+    cost = prefill(architecture_of(tiny.model(family).config), record, method).stages()
+    assert cost["selection"] == pytest.approx(counted["selection"], rel=0.01)
+
+
 @pytest.mark.parametrize("n", [500, 512, 1000, 2304])
 def test_the_cosines_of_a_large_graph_cost_what_is_multiplied_out(n):
     counted = counter.Counter()

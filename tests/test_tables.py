@@ -146,3 +146,10 @@ def test_removal_off_target_is_an_error(removal, views, total, fine):
         with pytest.raises(HarnessError, match="off by more than one token"):
             meter.check_removal(samples, 0.9, "mean")
     meter.check_removal(samples, 0.9, "local")
+
+
+def test_each_part_of_a_composed_method_rounds_for_itself():
+    samples = [sample(0, 174 / 196, (196,), total=196)]  # 2.4 tokens short of 0.9
+    meter.check_removal(samples, 0.9, "mean", parts=3)
+    with pytest.raises(HarnessError, match="off by more than one token"):
+        meter.check_removal(samples, 0.9, "mean", parts=2)

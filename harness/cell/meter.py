@@ -50,10 +50,13 @@ def _macs(seen: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {stage: fmean(s["macs"][stage] for s in seen) for stage in stages}
 
 
-def check_removal(samples: Sequence[dict[str, Any]], ratio: float, mode: str) -> None:
+def check_removal(
+    samples: Sequence[dict[str, Any]], ratio: float, mode: str, parts: int = 1
+) -> None:
     """Refuse a cell whose removal is off its target by more than one token's worth.
 
-    One token per graph of the selection, because each graph keeps a whole number of tokens. Row-end
+    One token per graph of the selection, because each graph keeps a whole number of tokens, and
+    that for each of the ``parts`` of a composed method, as each counts what it leaves. Row-end
     tokens may stand outside the target (kept) or be removed on top of it. Pictures made smaller
     have whole grids and may lose more, but not less. With
     ``ratio_mode=local`` the ratio is the method's own parameter and says nothing about the mean.
@@ -72,7 +75,7 @@ def check_removal(samples: Sequence[dict[str, Any]], ratio: float, mode: str) ->
             continue  # graphs that include padding: what is removed depends on where it fell
         targets = (ratio * candidates, ratio * candidates + total - candidates, ratio * total)
         off = min(abs(removed - target) for target in targets)
-        if off > max(1, len(views)) + 1e-6:
+        if off > parts * max(1, len(views)) + 1e-6:
             raise HarnessError(
                 f"sample {sample['doc_id']}: removed {removed / total:.4f} of its visual tokens, "
                 f"target {ratio:g}: off by more than one token"

@@ -166,7 +166,7 @@ def _compute(
         with quiet.libraries_to(store.log_file):
             outcome = _answer(prepared, store, method, progress, earlier)
     own = "local" if getattr(method, "nominal", None) is not None else method.ratio_mode
-    meter.check_removal(outcome.samples, prepared.request.ratio, own)
+    meter.check_removal(outcome.samples, prepared.request.ratio, own, len(method.chain))
     result = _result(prepared, outcome)
     result |= {
         "reused": sum("reused" in sample for sample in outcome.samples),

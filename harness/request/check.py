@@ -120,13 +120,12 @@ def unknown_keys(config: dict[str, Any], known: Iterable[str]) -> list[str]:
 
 def check_keys(config: dict[str, Any], choices: dict[str, str | None]) -> None:
     """Refuse keys that nothing reads, e.g. a typo in an experiment file or behind a ``+``."""
-    valid = known.keys(choices)
+    unlisted = known.UNLISTED.get(config["method"]["name"], ())
+    valid = [*known.keys(choices), *(f"method.{option}" for option in unlisted)]
     groups = known.groups()
     free = [group for group in groups if _is_free(group, choices.get(group), config)]
     for key in unknown_keys(config, valid):
-        if key.partition(".")[0] in free or _inside_a_mapping(key, valid):
-            continue
-        if not _is_unlisted_option(key, config):
+        if key.partition(".")[0] not in free and not _inside_a_mapping(key, valid):
             raise ConfigError(explain.unknown_option(key, valid, choices))
 
 
@@ -134,17 +133,6 @@ def _inside_a_mapping(key: str, valid: Sequence[str]) -> bool:
     """True below an option that is a mapping of its own, as the options of a composed method."""
     parent = key.rpartition(".")[0]
     return "." in parent and parent in valid
-
-
-def _is_unlisted_option(key: str, config: dict[str, Any]) -> bool:
-    """True for what a method declares as an option beside those that its config file lists."""
-    group, _, option = key.partition(".")
-    if group != "method":
-        return False
-    from vtprune import methods  # behind torch, which only such a key is worth
-
-    one = methods.declared(methods.get(config["method"]["name"])).get(option)
-    return one is not None and one.extra
 
 
 def _is_free(group: str, choice: str | None, config: dict[str, Any]) -> bool:

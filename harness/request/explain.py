@@ -59,6 +59,8 @@ def unknown_option(key: str, valid: Sequence[str], choices: dict[str, str | None
         own = [k.removeprefix(f"{group}.") for k in valid if k.startswith(f"{group}.")]
         if group == "method" and option in ("ratio", "seed"):
             return f"{option} is an option of its own: write {option}=... instead of {key}=..."
+        if group == "method" and option in known.UNLISTED.get(choices[group] or "", ()):
+            return f"{option} stands in no config file, which takes a plus: write +{key}=..."
         if group == "method" and choices[group] == "custom":
             return f"options of your own method class need a plus: write +{key}=..."
         if group == "method":

@@ -19,6 +19,9 @@ __all__ = [
 choices = files.choices
 #: groups whose files are no part of a config under their own name
 _ELSEWHERE = ("hydra", "table")
+#: options that methods declare beside those their files list; their classes are behind torch,
+#: which has no place here
+UNLISTED = {"compose": ("parts",)}
 _OPEN = ("experiment", "local@_global_")  # they change options of others, and add none
 
 
