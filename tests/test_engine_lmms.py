@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests import engine_tools as tools
+from vtprune import places
 from vtprune.harness.evaluation.engines.asking import batches, clean
 from vtprune.harness.evaluation.engines.base import Question
 from vtprune.harness.request.errors import ConfigError, HarnessError
@@ -246,3 +247,19 @@ def test_batches_never_mix_length_limits_or_stop_strings():
 
     made = batches([ask(0, 16), ask(1, None), ask(2, 16), ask(3, 16)], 2)
     assert [[q.doc_id for q in batch] for batch in made] == [[0, 2], [3], [1]]
+
+
+@pytest.mark.slow
+def test_the_engine_comes_without_what_it_never_uses():
+    """And the pipelines of transformers are there for whoever asks afterwards."""
+    code = (
+        "import sys, vtprune.harness.evaluation.engines.lmms_eval\n"
+        "assert 'transformers.pipelines' not in sys.modules\n"
+        "assert 'torch._dynamo' not in sys.modules, 'the compiler takes two seconds'\n"
+        "from transformers import pipeline\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=places.ROOT, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr

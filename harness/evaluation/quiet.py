@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.abc
 import logging
 import os
 import sys
@@ -36,6 +37,26 @@ def libraries_to(log: Path) -> Iterator[None]:
             logging.captureWarnings(False)
             root.handlers[:] = before
             root.setLevel(level)
+
+
+@contextlib.contextmanager
+def without(module: str) -> Iterator[None]:
+    """Inside, ``module`` cannot be imported anew, for packages that import it and can do without.
+
+    What is imported already stays; afterwards the module is there for whoever asks.
+    """
+
+    class Hidden(importlib.abc.MetaPathFinder):
+        def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+            if fullname == module:
+                raise ModuleNotFoundError(f"{module} is left out here", name=module)
+
+    finder = Hidden()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
 
 
 def loguru_to_stderr() -> None:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import lmms_eval
-from lmms_eval.api.task import ConfigurableTask
-from lmms_eval.tasks import TaskManager
-
 from vtprune.harness.evaluation.data.redirect import redirect
 from vtprune.harness.evaluation.engines import judge_lmms as judge
 from vtprune.harness.evaluation.engines.base import Job
+from vtprune.harness.evaluation.engines.lmms_packages import (
+    ConfigurableTask,
+    TaskManager,
+    lmms_eval,
+)
 from vtprune.harness.request import subset
 from vtprune.harness.request.errors import ConfigError, HarnessError, one_line
 from vtprune.harness.request.request import Images, Task

@@ -12,18 +12,20 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import lmms_eval.api.task as task_module
-import lmms_eval.evaluator as evaluator_module
-from lmms_eval.api.instance import GenerationResult, TokenCounts
-from lmms_eval.api.model import lmms
-from lmms_eval.api.task import ConfigurableTask
-from lmms_eval.evaluator import simple_evaluate
-
 from vtprune.harness.evaluation import quiet
 from vtprune.harness.evaluation.engines import lmms_data, lmms_scores
 from vtprune.harness.evaluation.engines.asking import Asker
 from vtprune.harness.evaluation.engines.base import Answerer, Job, Outcome, Question
 from vtprune.harness.evaluation.engines.groups import scorable
+from vtprune.harness.evaluation.engines.lmms_packages import (
+    ConfigurableTask,
+    GenerationResult,
+    TokenCounts,
+    evaluator_module,
+    lmms,
+    simple_evaluate,
+    task_module,
+)
 from vtprune.harness.request.errors import HarnessError, one_line
 
 

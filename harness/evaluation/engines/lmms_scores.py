@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmms_eval.api.task import ConfigurableTask
-
 from vtprune.harness.evaluation.engines.base import Job, Outcome
+from vtprune.harness.evaluation.engines.lmms_packages import ConfigurableTask
 from vtprune.harness.request.errors import HarnessError
 
 
