@@ -64,7 +64,14 @@ class Compose(PruningMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        made = self._listed() if self.parts is not None else self._two()
+        given = self._two() if self.parts is None else self._listed()
+        shares = self._shares([entry.get("ratio") for entry in given.values()])
+        made = [self._part(label, {**entry, "ratio": share})
+                for (label, entry), share in zip(given.items(), shares, strict=True)]  # fmt: skip
+        if self.parts is None:
+            for label, part, place in zip(given, made, ("tokens", "layers"), strict=True):
+                if any((inner.place == "layers") != (place == "layers") for inner in part.chain):
+                    raise MethodError(f"compose: {label} does not act {PLACES[place]}")
         object.__setattr__(self, "_chain", tuple(part for one in made for part in one.chain))
         self._check_order()
 
@@ -72,7 +79,8 @@ class Compose(PruningMethod):
     def chain(self) -> tuple[PruningMethod, ...]:
         return self._chain  # type: ignore[attr-defined]
 
-    def _two(self) -> list[PruningMethod]:
+    def _two(self) -> dict[str, Mapping[str, Any]]:
+        """Each part in words, and what is given for it, as :meth:`_listed` has them."""
         if self.first_ratio is not None and self.first_ratio > (self.ratio or 1.0):
             raise MethodError(
                 f"compose: first_ratio={self.first_ratio!r} must be in [0, {self.ratio or 1:g}]: "
@@ -81,20 +89,13 @@ class Compose(PruningMethod):
         for name, options in (("first", self.first_options), ("then", self.then_options)):
             if "ratio" in options:
                 raise MethodError(f"compose: {name}_options.ratio has no effect; use first_ratio")
-        first, second = self._shares([self.first_ratio, None])
-        one = self._part(f"first={self.first}", self.first, first, self.first_options)
-        two = self._part(f"then={self.then}", self.then, second, self.then_options)
-        before, inside = ("encoder", "tokens"), ("layers",)
-        for part, key, places in ((one, "first", before), (two, "then", inside)):
-            if any(inner.place not in places for inner in part.chain):
-                raise MethodError(
-                    f"compose: {key}={getattr(self, key)} does not act {PLACES[places[-1]]}"
-                )
-        return [one, two]
+        first = {**self.first_options, "name": self.first, "ratio": self.first_ratio}
+        then = {**self.then_options, "name": self.then}
+        return {f"first={self.first}": first, f"then={self.then}": then}
 
-    def _listed(self) -> list[PruningMethod]:
+    def _listed(self) -> dict[str, Mapping[str, Any]]:
         given = self.parts
-        if isinstance(given, str) or not isinstance(given, Sequence) or not given or not all(
+        if not isinstance(given, (list, tuple)) or not given or not all(
             isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in given
         ):
             raise MethodError(
@@ -102,18 +103,10 @@ class Compose(PruningMethod):
                 "{name: fastv, K: 3}]"
             )
         defaults = Compose.__dataclass_fields__
-        changed = [k for k in ("first", "then", "first_ratio", "first_options", "then_options")
-                   if getattr(self, k) not in (defaults[k].default, {})]  # fmt: skip
-        if changed:
-            raise MethodError(f"compose: give parts or {changed[0]}, not both")
-        shares = self._shares([one.get("ratio") for one in given])
-        return [
-            self._part(
-                f"part {number} ({one['name']})", one["name"], share,
-                {k: v for k, v in one.items() if k not in ("name", "ratio")},
-            )
-            for number, (one, share) in enumerate(zip(given, shares, strict=True), start=1)
-        ]  # fmt: skip
+        for key in ("first", "then", "first_ratio", "first_options", "then_options"):
+            if getattr(self, key) not in (defaults[key].default, {}):
+                raise MethodError(f"compose: give parts or {key}, not both")
+        return {f"part {n} ({one['name']})": one for n, one in enumerate(given, start=1)}
 
     def _shares(self, given: Sequence[Any]) -> list[float]:
         """What each part removes of what reaches it; None shares alike what is left to remove."""
@@ -138,13 +131,12 @@ class Compose(PruningMethod):
             shares.append(float(ratio))
         return shares
 
-    def _part(
-        self, label: str, name: str, ratio: float, options: Mapping[str, Any]
-    ) -> PruningMethod:
+    def _part(self, label: str, entry: Mapping[str, Any]) -> PruningMethod:
         common = {"rounding": self.rounding, "compute_dtype": self.compute_dtype}
-        common |= {"positions": self.positions, "seed": self.seed, "ratio": ratio}
+        common |= {"positions": self.positions, "seed": self.seed}
+        options = {k: v for k, v in entry.items() if k != "name"}
         try:
-            part = build(name, **{**common, **options})
+            part = build(entry["name"], **{**common, **options})
         except MethodError as error:
             raise MethodError(f"compose: {label}: {error}") from error
         for name_, wanted in (("positions", self.positions), ("ratio_mode", "mean"),

@@ -75,9 +75,7 @@ class TokenMethod(PruningMethod):
              for view, k, answer in zip(views, counts, answers, strict=True)],
             lambda number: self.score(views[number]) if ranks else None,
         )  # fmt: skip
-        if self.scope == "per_tile":
-            return self._from_tiles(image, views, kept)
-        return self._from_views(image, views, kept)
+        return self._placed(image, views, kept)
 
     # -- an image into views ---------------------------------------------------------------------
 
@@ -157,30 +155,22 @@ class TokenMethod(PruningMethod):
 
     # -- picks back into an image ----------------------------------------------------------------
 
-    def _from_views(
+    def _placed(
         self, image: ImageTokens, views: list[View], kept: list[Selection]
     ) -> Selection:
-        parts = [view.index[one.indices] for view, one in zip(views, kept, strict=True)]
-        if all(one.features is None for one in kept):
-            return self._joined(image, torch.cat(parts), None)
-        rows = [image.features[part] if one.features is None else one.features
-                for part, one in zip(parts, kept, strict=True)]  # fmt: skip
-        return self._joined(image, torch.cat(parts), torch.cat(self._typed(image, rows)))
-
-    def _from_tiles(
-        self, image: ImageTokens, views: list[View], kept: list[Selection]
-    ) -> Selection:
+        """The picks of all views in the order of the packed sequence."""
         index = torch.cat([v.index[one.indices] for v, one in zip(views, kept, strict=True)])
         rewritten = any(one.features is not None for one in kept)
+        rows = self._rows(image, views, kept) if rewritten else None
+        if self.scope != "per_tile":
+            return self._joined(image, index, rows)
         whole = len(image.layout) - int(image.layout.newline.sum())
         if sum(map(len, views)) == whole:  # the layout holds every patch: no padding was cut
-            rows = self._rows(image, views, kept) if rewritten else None
             return self._joined(image, index, rows)
         inside = index >= 0
         if self.padding == "keep" and not bool(inside.all()):
-            return self._with_padding(image, views, kept)
-        rows = self._rows(image, views, kept)[inside] if rewritten else None
-        return self._joined(image, index[inside], rows)
+            return self._with_padding(image, self._rows(image, views, kept), kept)
+        return self._joined(image, index[inside], None if rows is None else rows[inside])
 
     def _joined(self, image: ImageTokens, index: Tensor, rows: Tensor | None) -> Selection:
         """Picks ``index [m]`` and their new features, with the row ends that stay, in order."""
@@ -194,14 +184,10 @@ class TokenMethod(PruningMethod):
     def _rows(self, image: ImageTokens, views: list[View], kept: list[Selection]) -> Tensor:
         rows = [view.features[one.indices] if one.features is None else one.features
                 for view, one in zip(views, kept, strict=True)]  # fmt: skip
-        return torch.cat(self._typed(image, rows))
-
-    @staticmethod
-    def _typed(image: ImageTokens, rows: list[Tensor]) -> list[Tensor]:
-        return [row.to(image.features.dtype) for row in rows]
+        return torch.cat([row.to(image.features.dtype) for row in rows])
 
     def _with_padding(
-        self, image: ImageTokens, views: list[View], kept: list[Selection]
+        self, image: ImageTokens, rows: Tensor, kept: list[Selection]
     ) -> Selection:
         # The sequence holds no slot for a token that was cut as padding, so the survivors, in the
         # raster order of base view and padded mosaic, are written into the leading slots.
@@ -216,5 +202,4 @@ class TokenMethod(PruningMethod):
                 f"{self.name}: {len(order)} tokens kept with padding exceed the "
                 f"{len(image.layout)} of the unpadded image; use padding=drop or a higher ratio"
             )
-        rows = self._rows(image, views, kept)[order]
-        return Selection(torch.arange(len(order), device=rows.device), rows)
+        return Selection(torch.arange(len(order), device=rows.device), rows[order])
