@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vtprune.methods import SelectionShape, build, ops
-from vtprune.methods.diverse import farthest_points, greedy_dpp
+from vtprune.methods.diverse import farthest_points, greedy_dpp, important_and_diverse
 from vtprune.methods.gprune import propagate, token_graph
 from vtprune.methods.merging import (
     absorb,
@@ -35,7 +35,6 @@ from vtprune.methods.merging import (
     merge_tokens,
     neighbours,
 )
-from vtprune.methods.vispruner import important_and_diverse
 from vtprune.models.signals import head_max_columns, row_attention
 
 RATIO = 0.7

@@ -94,6 +94,27 @@ def drop_duplicates(similarity: Tensor, keep: int, per_round: int = 8) -> Tensor
     return order[:, :keep]
 
 
+def important_and_diverse(
+    features: Tensor, attention: Tensor, keep: int, important_ratio: float, per_round: int = 8
+) -> tuple[Tensor, Tensor]:
+    """The two parts that stay of each crop.
+
+    Args:
+        features: ``[B, N, C]``; attention: ``[B, N]``, larger is more important.
+
+    Returns:
+        ``[B, int(keep * important_ratio)]`` most attended tokens, best first, and the diverse
+        remainder, in the order of :func:`drop_duplicates`.
+    """
+    ranked = torch.sort(attention, dim=-1, descending=True, stable=True).indices
+    n_important = int(keep * important_ratio)
+    important, rest = ranked[:, :n_important], ranked[:, n_important:]
+    crop = torch.arange(len(features), device=features.device)[:, None]
+    # One Gram matrix of the rest; every round only reads a block of it.
+    similarity = ops.cosine_graph(features[crop, rest])
+    return important, rest.gather(1, drop_duplicates(similarity, keep - n_important, per_round))
+
+
 def least_similar(
     state: Tensor, pivots: Tensor, taken: Tensor, counts: Sequence[int]
 ) -> list[Tensor]:

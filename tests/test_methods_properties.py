@@ -14,7 +14,12 @@ from torch import Tensor
 from tests.golden_tools import crops_layout, packed_image, single_view
 from vtprune import methods
 from vtprune.methods import LayerSignals, MethodError, SelectionShape, build, n_keep, ops
-from vtprune.methods.diverse import drop_duplicates, farthest_points, greedy_dpp
+from vtprune.methods.diverse import (
+    drop_duplicates,
+    farthest_points,
+    greedy_dpp,
+    important_and_diverse,
+)
 from vtprune.methods.fastv import FastV
 from vtprune.methods.fitprune import FitPrune, published_recipes
 from vtprune.methods.fitprune_search import Costs, OfflineReplay, removable, search_recipe
@@ -25,7 +30,6 @@ from vtprune.methods.merging import merge_rounds, merge_tokens, split_budget
 from vtprune.methods.pool import pool_cells
 from vtprune.methods.schedules import fit_to_mean, survival
 from vtprune.methods.seqprune import SequentialPrune
-from vtprune.methods.vispruner import important_and_diverse
 
 seeds = st.integers(0, 10_000)
 
