@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests import golden_layers, golden_recipes, golden_tokens  # noqa: F401 (they register)
 from tests.golden_tools import CHECKERS, Golden
@@ -23,14 +22,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     paths = [p for folder in folders for p in sorted(folder.glob("*.npz")) or [folder]] or [root]
     ids = [str(p.relative_to(root)) for p in paths]
     metafunc.parametrize("golden_path", paths, ids=ids)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_golden(golden_path: Path) -> None:

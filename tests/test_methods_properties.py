@@ -34,14 +34,6 @@ from vtprune.methods.seqprune import SequentialPrune
 seeds = st.integers(0, 10_000)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def clustered(n: int, d: int, seed: int, clusters: int = 4, spread: float = 0.6) -> Tensor:
     """Tokens ``[n, d]`` around a few directions, with norms that vary; float64."""
     generator = torch.Generator().manual_seed(seed)

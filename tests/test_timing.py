@@ -28,14 +28,6 @@ LIMITS = {"min_pixels": 64, "max_pixels": 64 * 64}  # of processors with any res
 DELAY = 0.4  # longer than anything a loaded machine adds to the least of two repeats
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Slow(TokenMethod):
     """Keeps the first tokens, slowly."""

@@ -30,14 +30,6 @@ TINY = Budget(steps=2, batch=2, lr=1e-3, warmup=1)
 QUIET = Run(worker=False, bf16=False, check=4)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
     """All stages, two steps each."""

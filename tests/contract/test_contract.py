@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 
 import pytest
 import torch
@@ -28,6 +29,19 @@ def pruned(family: str, kernel: str, method: methods.PruningMethod, numbers=(0,)
         return out, run.take(), feed
 
 
+@cache
+def known(name: str, family: str, kernel: str, numbers: tuple[int, ...], steps: int = 9):
+    """A pruned run with a method's usual options, made once; nobody changes what it returns."""
+    return pruned(family, kernel, built(name, family), numbers, steps=steps)
+
+
+@cache
+def untouched(family: str, kernel: str, numbers: tuple[int, ...], steps: int):
+    """What the model generates outside any context, made once."""
+    feed = tiny.inputs(family, [tiny.prompt(family, i) for i in numbers])
+    return tiny.generate(tiny.model(family, kernel), feed, steps=steps)
+
+
 def _hooks(model) -> list[tuple[list, list]]:
     return [(list(m._forward_pre_hooks), list(m._forward_hooks)) for m in model.modules()]
 
@@ -38,11 +52,11 @@ def kept(record) -> list[tuple[int, list[int]]]:
 
 @pytest.mark.parametrize("rows", [(0,), (0, 1, 2)], ids=["single", "ragged"])
 def test_pruned_run_equals_the_full_run_with_dropped_tokens_masked(method, family, kernel, rows):
-    out, records, feed = pruned(family, kernel, built(method, family), rows)
+    out, records, feed = known(method, family, kernel, rows)
     model = tiny.model(family, kernel)
     with masked(model, records):
         reference = tiny.generate(model, dict(feed))
-    unpruned = tiny.generate(model, dict(feed), steps=1)
+    unpruned = untouched(family, kernel, rows, 1)
     assert torch.equal(out.sequences, reference.sequences)
     for step, (mine, theirs) in enumerate(zip(out.logits, reference.logits, strict=True)):
         assert (mine - theirs).abs().max() <= TOLERANCE, f"step {step}"
@@ -79,7 +93,7 @@ def test_exactly_the_planned_number_of_tokens_enters_each_layer(method, family, 
 
 
 def test_text_survives_and_later_layers_never_regain_a_token(method, family):
-    _, records, _ = pruned(family, "sdpa", built(method, family), (0, 1), steps=1)
+    _, records, _ = known(method, family, "sdpa", (0, 1), 1)
     for record in records:
         alive = torch.ones(record.visual_tokens, dtype=torch.bool)
         for layer in range(record.n_layers):
@@ -91,12 +105,10 @@ def test_text_survives_and_later_layers_never_regain_a_token(method, family):
 
 
 def test_ratio_zero_is_the_untouched_model_bit_for_bit(method, family, kernel):
-    model = tiny.model(family, kernel)
-    feed = tiny.inputs(family, [tiny.prompt(family, i) for i in (0, 1)])
-    untouched = tiny.generate(model, dict(feed), steps=4)
+    plain = untouched(family, kernel, (0, 1), 4)
     out, records, _ = pruned(family, kernel, built(method, family, ratio=0.0), (0, 1), steps=4)
-    assert torch.equal(out.sequences, untouched.sequences)
-    assert all(torch.equal(a, b) for a, b in zip(out.logits, untouched.logits, strict=True))
+    assert torch.equal(out.sequences, plain.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(out.logits, plain.logits, strict=True))
     assert all(r.mean_removal == 0 for r in records)
 
 
@@ -108,7 +120,7 @@ def test_the_model_is_as_before_when_the_context_ends(method, family):
     hooks = _hooks(model)
     weights = {k: v.clone() for k, v in model.state_dict().items()}
     feed = tiny.inputs(family, [tiny.prompt(family, 0)])
-    before = tiny.generate(model, dict(feed), steps=3)
+    before = untouched(family, "sdpa", (0,), 3)
     pruned(family, "sdpa", built(method, family), (0,), steps=3)
     after = tiny.generate(model, dict(feed), steps=3)
     assert all(torch.equal(a, b) for a, b in zip(before.logits, after.logits, strict=True))
@@ -119,11 +131,10 @@ def test_the_model_is_as_before_when_the_context_ends(method, family):
 
 
 def test_a_sample_keeps_the_same_tokens_alone_and_in_any_batch(method, family):
-    one = built(method, family)
-    together, records, _ = pruned(family, "sdpa", one, (0, 1, 2))
-    turned, reverse, _ = pruned(family, "sdpa", one, (2, 1, 0))
+    together, records, _ = known(method, family, "sdpa", (0, 1, 2))
+    turned, reverse, _ = known(method, family, "sdpa", (2, 1, 0))
     for i, record in enumerate(records):
-        alone, single, _ = pruned(family, "sdpa", one, (i,))
+        alone, single, _ = known(method, family, "sdpa", (i,))
         assert kept(record) == kept(single[0]) == kept(reverse[2 - i])
         tokens = alone.sequences[0, -9:]
         assert torch.equal(tokens, together.sequences[i, -9:])
@@ -132,9 +143,9 @@ def test_a_sample_keeps_the_same_tokens_alone_and_in_any_batch(method, family):
 
 def test_every_kernel_keeps_the_same_tokens(method, family):
     """Two rows: a kernel that takes all pictures in one call must not be heard across them."""
-    _, fused, _ = pruned(family, "sdpa", built(method, family), (0, 1), steps=1)
+    _, fused, _ = known(method, family, "sdpa", (0, 1), 1)
     for kernel in ("eager", "segmented"):
-        _, other, _ = pruned(family, kernel, built(method, family), (0, 1), steps=1)
+        _, other, _ = known(method, family, kernel, (0, 1), 1)
         assert [kept(r) for r in other] == [kept(r) for r in fused], kernel
 
 
