@@ -14,19 +14,25 @@ Options are declared once (options.py). Counting (counts.py), stable top-k, refu
 selection (picks.py), row ends and the split into views (tokens.py) live in one place each, so that
 none of them can be got wrong in a method. views.py is what a method sees, cost.py what it states
 its own cost from.
+
+The names below are imported when they are asked for: options.py is read where torch has no place.
 """
 
-from vtprune.methods.cost import SelectionShape
-from vtprune.methods.counts import LABELLED_TOKENS, Rounding, n_keep
-from vtprune.methods.encoder import EncoderMethod
-from vtprune.methods.errors import MethodError
-from vtprune.methods.inputs import InputMethod
-from vtprune.methods.layers import LayerMethod
-from vtprune.methods.method import PruningMethod
-from vtprune.methods.options import declared, option
-from vtprune.methods.registry import available, build, get, register
-from vtprune.methods.tokens import TokenMethod
-from vtprune.methods.views import ImageTokens, LayerSignals, Selection, TokenLayout, View
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vtprune.methods.cost import SelectionShape
+    from vtprune.methods.counts import LABELLED_TOKENS, Rounding, n_keep
+    from vtprune.methods.encoder import EncoderMethod
+    from vtprune.methods.errors import MethodError
+    from vtprune.methods.inputs import InputMethod
+    from vtprune.methods.layers import LayerMethod
+    from vtprune.methods.method import PruningMethod
+    from vtprune.methods.options import declared, option
+    from vtprune.methods.registry import available, build, get, register
+    from vtprune.methods.tokens import TokenMethod
+    from vtprune.methods.views import ImageTokens, LayerSignals, Selection, TokenLayout, View
 
 __all__ = [
     "LABELLED_TOKENS",
@@ -51,3 +57,39 @@ __all__ = [
     "option",
     "register",
 ]
+
+_WHERE = {
+    "SelectionShape": "cost",
+    "LABELLED_TOKENS": "counts",
+    "Rounding": "counts",
+    "n_keep": "counts",
+    "EncoderMethod": "encoder",
+    "MethodError": "errors",
+    "InputMethod": "inputs",
+    "LayerMethod": "layers",
+    "PruningMethod": "method",
+    "declared": "options",
+    "option": "options",
+    "available": "registry",
+    "build": "registry",
+    "get": "registry",
+    "register": "registry",
+    "TokenMethod": "tokens",
+    "ImageTokens": "views",
+    "LayerSignals": "views",
+    "Selection": "views",
+    "TokenLayout": "views",
+    "View": "views",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -53,15 +53,6 @@ def test_a_methods_config_equals_its_dataclass(name):
     assert entry == plain
 
 
-@pytest.mark.parametrize("name", methods.available())
-def test_a_methods_config_says_what_each_option_is(name):
-    text = (CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8")
-    assert text.startswith("#")
-    for line in text.splitlines():
-        if line and not line.startswith(("#", "name:", " ", "-")):
-            assert "#" in line, f"{name}: no comment on: {line}"
-
-
 @pytest.mark.parametrize("name", GROUPS["bench"])
 def test_a_bench_config_is_complete(name):
     entry = known.entries("bench", name)

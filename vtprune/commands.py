@@ -37,6 +37,7 @@ COMMANDS = {
     "sync": Command("harness.reporting.tracker.sync.main", "finished cells to W&B"),
     "dashboard": Command("harness.reporting.tracker.dashboard_command.main", "W&B panels as code"),
     "agreement": Command("harness.evaluation.agreement_command.main", "do both engines agree?"),
+    "methods": Command("harness.reporting.method_files.main", "methods and their options"),
     "gallery": Command("harness.reporting.gallery.main", "the page of all methods"),
     "reference": Command("harness.reporting.tables.reference.main", "figures the gate compares"),
     "train": Command("training.command.main", "the small model, from a seed"),

@@ -104,6 +104,7 @@ def where(
     """Key and directory of a cell as this machine sees it; what is wrong with it, the job tells."""
     try:
         check.check_keys(config, choices)
+        check.check_values(config)
         prepared = prepare(Request(config), sweep=True)
     except Exception:  # whatever it is, the job meets it again and reports the cell as failed
         return None, None

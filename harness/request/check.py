@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vtprune.harness.request import explain, known, subset
+from vtprune.harness.request import explain, known, method_options, subset
 from vtprune.harness.request.errors import ConfigError, unknown
 from vtprune.harness.request.known import flatten
 from vtprune.harness.request.request import Config, Request
@@ -118,6 +118,7 @@ def unknown_keys(config: dict[str, Any], known: Iterable[str]) -> list[str]:
     allowed = set(known)
     return [key for key in flatten(config) if key not in allowed]
 
+
 def check_keys(config: dict[str, Any], choices: dict[str, str | None]) -> None:
     """Refuse keys that nothing reads, e.g. a typo in an experiment file or behind a ``+``."""
     unlisted = known.UNLISTED.get(config["method"]["name"], ())
@@ -127,6 +128,11 @@ def check_keys(config: dict[str, Any], choices: dict[str, str | None]) -> None:
     for key in unknown_keys(config, valid):
         if key.partition(".")[0] not in free and not _inside_a_mapping(key, valid):
             raise ConfigError(explain.unknown_option(key, valid, choices))
+
+
+def check_values(config: dict[str, Any]) -> None:
+    """Refuse values that an option of a method cannot have, before torch is imported."""
+    method_options.check(config["method"])
 
 
 def _inside_a_mapping(key: str, valid: Sequence[str]) -> bool:

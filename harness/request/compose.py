@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from vtprune.harness.request import benches, defaults, known, own_class, words
+from vtprune.harness.request import benches, defaults, known, method_options, own_class, words
 from vtprune.harness.request import identity as cell
 from vtprune.harness.request.errors import ConfigError, did_you_mean, one_line
 
@@ -38,7 +38,9 @@ def compose(overrides: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in overrides.items():
         if key not in groups:
             _set(config, key, value)
-    return _resolved(config)
+    made = _resolved(config)
+    method_options.check(made["method"])
+    return made
 
 
 def _with_own_method(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -49,7 +51,7 @@ def _with_own_method(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**overrides, "method": "custom", "method._target_": method}
 
 
-def method_options(name: str) -> Collection[str]:
+def options_of(name: str) -> Collection[str]:
     """Options of a method of conf/, or of a class."""
     if words.is_target(name):
         return own_class.options(name)

@@ -58,6 +58,7 @@ class Part:
         """
         config = plain(self.config)
         check.check_keys(config, self.choices)
+        check.check_values(config)
         named = {group: self.choices.get(group) for group in ("model", "bench")}
         return Request({**config, "choices": named})
 

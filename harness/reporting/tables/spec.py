@@ -227,7 +227,7 @@ def overrides(
     """A run of a row as groups and options; settings of methods only where the method has them."""
     common = {k: v for k, v in settings.items() if not k.startswith(("method.", "budget."))}
     if not row.is_baseline:
-        own = wanted.method_options(row.method)
+        own = wanted.options_of(row.method)
         common |= {
             k: v
             for k, v in settings.items()
