@@ -109,7 +109,7 @@ def test_no_printed_text_names_a_script_that_an_installed_package_does_not_have(
     shown = re.compile(r"python (run|scripts/\w+)\.py")
     told = []
     for file, tree in sources("harness", "training", "models", "methods"):
-        if file.name == "gallery.py":  # docs/methods.md is a page of the repository
+        if file.name in ("gallery.py", "method_files.py"):  # they make pages of the repository
             continue
         passed = set()
         for node in ast.walk(tree):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -195,3 +196,7 @@ def _table(options: Iterable[Declared], default: bool = True) -> list[str]:
         cells += [one.allowed, one.help]
         lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
