@@ -18,11 +18,15 @@ TEMPLATE = (
 
 def tokenizer(
     special: list[str] | None = None,
-    image: str = "<image>",
+    image: str | None = "<image>",
     video: str | None = None,
     bos: bool = True,
+    names: tuple[str | None, str, str] = ("<bos>", "<end>", "<pad>"),
 ):
-    """One token a character; adds a begin token of its own if ``bos``, as Llama's does."""
+    """One token a character; adds a begin token of its own if ``bos``, as Llama's does.
+
+    ``names`` of the begin, end and pad tokens.
+    """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -32,19 +36,22 @@ def tokenizer(
     assert len(vocabulary) <= tiny.VOCABULARY
     base = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     base.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    begin, end, pad = names
     if bos:
         base.post_processor = processors.TemplateProcessing(
-            single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+            single=f"{begin} $A", special_tokens=[(begin, vocabulary[begin])]
         )
     # Before the wrapper sees it: "additional" special tokens are no longer an argument of that one.
     base.add_special_tokens(special)
     return PreTrainedTokenizerFast(
         tokenizer_object=base,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<end>",
+        pad_token=pad,
+        bos_token=begin,
+        eos_token=end,
         unk_token="<unk>",
-        extra_special_tokens={"image_token": image, **({"video_token": video} if video else {})},
+        extra_special_tokens={
+            name: token for name, token in (("image_token", image), ("video_token", video)) if token
+        },
     )
 
 

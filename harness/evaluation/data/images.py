@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import Image
 
+_ORIENTATION = 0x0112  # the EXIF tag
+
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The picture as RGB.
+    """The picture as RGB, upright.
 
-    16-bit values are scaled (Pillow alone would clip them to white), transparency is laid over
-    white (Pillow alone would uncover whatever colour lies below it).
+    The EXIF note of how a camera was held is followed, as `datasets` does when it decodes: it makes
+    no difference which engine hands the picture over. 16-bit values are scaled (Pillow alone would
+    clip them to white), transparency is laid over white (Pillow alone would uncover whatever colour
+    lies below it).
     """
+    image = _upright(image)
     if image.mode == "RGB":
         return image
     if image.mode.startswith(("I", "F")):
@@ -25,6 +30,14 @@ def as_rgb(image: Image.Image) -> Image.Image:
         ground = PIL.Image.new("RGBA", layer.size, "white")
         return PIL.Image.alpha_composite(ground, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if image.getexif().get(_ORIENTATION, 1) == 1:
+        return image
+    import PIL.ImageOps
+
+    return PIL.ImageOps.exif_transpose(image)
 
 
 def _scaled(image: Image.Image) -> Image.Image:
