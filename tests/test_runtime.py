@@ -22,7 +22,7 @@ every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
 both_stages = pytest.mark.parametrize("name", list(OPTIONS))
 
 
-def agree(model, feed, name, steps=9, **kw):
+def agree(model, feed, name, steps=tiny.STEPS, **kw):
     """Largest difference of logits between a pruned run and its masked re-run."""
     with prune(model, name, **{**OPTIONS[name], **kw}) as run:
         out = tiny.generate(model, dict(feed), steps=steps)

@@ -73,7 +73,7 @@ def reference(clip):
     return cosines
 
 
-def run(tower, questions, numbers=(0,), family="llava", steps=9, ratio=0.5, **options):
+def run(tower, questions, numbers=(0,), family="llava", steps=tiny.STEPS, ratio=0.5, **options):
     model = tiny.model(family)
     feed = tiny.inputs(family, [tiny.prompt(family, i) for i in numbers])
     with prune(model, "cdpruner", text_tower=tower, ratio=ratio, **options) as open_run:

@@ -13,6 +13,8 @@ from tests import segmented
 IMAGE_TOKEN, VIDEO_TOKEN = 3, 5
 VOCABULARY = 96
 CROP, PATCH = 32, 4
+#: tokens that tests generate: the prefill, and steps that each go on from the one before
+STEPS = 5
 PINPOINTS = [[32, 64], [64, 32], [64, 64]]
 
 
@@ -235,11 +237,11 @@ def prompt(family: str, number: int, images: int = 1) -> Prompt:
 
 def inputs(family: str, prompts: list[Prompt], side: str = "left") -> dict[str, Tensor]:
     """A padded batch ready for ``generate``; placeholder counts come from the model itself."""
-    made, rows = model(family), []
+    rows = []
     for one in prompts:
         ids = list(one.before)
         for image, size in zip(one.pixels, one.sizes, strict=True):
-            ids += [IMAGE_TOKEN] * n_tokens(made, family, image, size) + [4]
+            ids += [IMAGE_TOKEN] * _placeholders(family, size, len(image)) + [4]
         rows.append(ids + one.after)
     width = max(map(len, rows))
     batch = torch.zeros(len(rows), width, dtype=torch.long)
@@ -272,6 +274,14 @@ def encoder_feed(
     return {"pixel_values": torch.stack(padded), "image_sizes": torch.tensor(sizes)}
 
 
+@cache
+def _placeholders(family: str, size: tuple[int, int], length: int) -> int:
+    """Placeholders of a picture, by its size and the length of its pixels."""
+    image = pixels(size, 0, family)
+    assert len(image) == length, "pixels that the size does not make"
+    return n_tokens(model(family), family, image, size)
+
+
 def n_tokens(made: nn.Module, family: str, image: Tensor, size: tuple[int, int]) -> int:
     """Visual tokens the model makes of one image."""
     with torch.no_grad():
@@ -279,7 +289,7 @@ def n_tokens(made: nn.Module, family: str, image: Tensor, size: tuple[int, int])
     return len(out.pooler_output[0])
 
 
-def generate(made: nn.Module, feed: dict[str, Tensor], steps: int = 9, **kw: object):
+def generate(made: nn.Module, feed: dict[str, Tensor], steps: int = STEPS, **kw: object):
     """Greedy generation with logits of every step; never emits an image placeholder."""
     with torch.no_grad():
         return made.generate(

@@ -30,7 +30,7 @@ def pruned(family: str, kernel: str, method: methods.PruningMethod, numbers=(0,)
 
 
 @cache
-def known(name: str, family: str, kernel: str, numbers: tuple[int, ...], steps: int = 9):
+def known(name: str, family: str, kernel: str, numbers: tuple[int, ...], steps: int = tiny.STEPS):
     """A pruned run with a method's usual options, made once; nobody changes what it returns."""
     return pruned(family, kernel, built(name, family), numbers, steps=steps)
 
@@ -136,9 +136,9 @@ def test_a_sample_keeps_the_same_tokens_alone_and_in_any_batch(method, family):
     for i, record in enumerate(records):
         alone, single, _ = known(method, family, "sdpa", (i,))
         assert kept(record) == kept(single[0]) == kept(reverse[2 - i])
-        tokens = alone.sequences[0, -9:]
-        assert torch.equal(tokens, together.sequences[i, -9:])
-        assert torch.equal(tokens, turned.sequences[2 - i, -9:])
+        tokens = alone.sequences[0, -tiny.STEPS :]
+        assert torch.equal(tokens, together.sequences[i, -tiny.STEPS :])
+        assert torch.equal(tokens, turned.sequences[2 - i, -tiny.STEPS :])
 
 
 def test_every_kernel_keeps_the_same_tokens(method, family):
