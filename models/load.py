@@ -125,6 +125,8 @@ def _load(
         model.eval()
         if not spread:
             model.to(device)
+    except ModelLoadError:
+        raise  # it has said what is wrong
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise ModelLoadError(f"cannot load {path}: {reason.strip()}") from error

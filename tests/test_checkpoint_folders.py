@@ -109,8 +109,9 @@ def test_no_template_at_all_names_the_remedy_and_the_remedy_works(folder, tmp_pa
     made = folder("llava")
     text = (made / "chat_template.jinja").read_text(encoding="utf-8")
     (made / "chat_template.jinja").unlink()
-    with pytest.raises(ModelLoadError, match=r"model\.chat_template=.*chatml, llama3, llava"):
+    with pytest.raises(ModelLoadError, match=r"model\.chat_template=.*chatml, llama3") as told:
         load({"path": made})
+    assert str(told.value).count("cannot load") == 1
     own = tmp_path / "own.jinja"
     own.write_text(text, encoding="utf-8")
     assert load({"path": made, "chat_template": str(own)}).processor.chat_template == text
