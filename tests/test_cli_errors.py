@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import command_tools
 from vtprune.harness.request import explain, known
 from vtprune.harness.request.errors import did_you_mean, one_line, unknown
 
@@ -29,14 +28,8 @@ FETCH = "`python scripts/prefetch.py model=embedded bench=textvqa`"
 
 def run(*arguments, **environment):
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "no_proxy": "127.0.0.1", "HYDRA_FULL_ERROR": ""}
-    return subprocess.run(
-        [sys.executable, "-c", SPY, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **nowhere, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60, encoding="utf-8",
-    )
+    environment = {**os.environ, **nowhere, **environment}
+    return command_tools.run("-c", SPY, *arguments, loaded=command_tools.CLI, env=environment)
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import command_tools
 from vtprune import commands, places
 from vtprune.harness.request import files
 from vtprune.harness.request.errors import HarnessError
@@ -22,10 +22,10 @@ SPY = "import atexit, sys\natexit.register(lambda: print('TORCH' if 'torch' in s
 
 
 def run(*command, cwd=ROOT, **more):
-    return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, env={**ENVIRONMENT, **more},
-        capture_output=True, text=True, timeout=120, encoding="utf-8",
-    )  # fmt: skip
+    environment = {**ENVIRONMENT, **more}
+    return command_tools.run(
+        *map(str, command), cwd=cwd, env=environment, loaded=command_tools.CLI
+    )
 
 
 def sources(*folders):

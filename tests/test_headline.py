@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import command_tools
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,10 +23,7 @@ def headline() -> list[str]:
 def test_the_main_command_runs_and_stores_what_it_prints(tmp_path):
     program, *arguments = headline()
     assert program == "python"
-    command = [sys.executable, *arguments, "bench.limit=8", f"paths.results={tmp_path}"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, encoding="utf-8"
-    )
+    done = command_tools.run(*arguments, "bench.limit=8", f"paths.results={tmp_path}")
     assert (done.returncode, done.stderr) == (0, "")
     (file,) = tmp_path.glob("runs/textvqa/embedded/gprune-0.9-*/result.json")
     result = json.loads(file.read_text(encoding="utf-8"))

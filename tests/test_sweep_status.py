@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import stored
+from tests import command_tools, stored
 from tests import table_tools as tools
 from vtprune.harness import cli
 from vtprune.harness.reporting.tables import command, lookup, spec
@@ -113,10 +113,8 @@ def test_the_table_tells_reasons_logs_and_jobs(mixed):
     assert "cells: 1 done, 2 failed, 17 missing, 1 running" in text
     assert "RuntimeError: out of memory (log: /some/where/log.txt)" in text
     assert "stopped before it was finished; in SLURM job 4711_0" in text
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts/submit.py", "--status", "--results", results],
-        capture_output=True, text=True, timeout=60, check=False, encoding="utf-8",
-    )  # fmt: skip
+    line = ["scripts/submit.py", "--status", "--results", str(results)]
+    done = command_tools.run(*line, loaded=command_tools.CLI)
     assert done.returncode == status.NOT_FINISHED, done.stderr
     assert "1 done, 1 running, 1 failed, 1 interrupted, 17 waiting" in done.stdout
     assert "no worker came to it yet; in SLURM job 4711_2" in done.stdout

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import command_tools
 from vtprune.harness.cell import meter
 from vtprune.harness.reporting.tables import frame
 from vtprune.harness.request.errors import HarnessError
@@ -103,15 +102,15 @@ def test_the_table_names_the_data(results):
 def test_the_script_prints_without_torch(results, form):
     spy = "import runpy,sys; sys.argv=sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], " \
           "run_name='__main__')\nfinally: print('torch' in sys.modules)"  # fmt: skip
-    command = [sys.executable, "-c", spy, "scripts/tables.py", "--results", str(results), *form]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    command = ["-c", spy, "scripts/tables.py", "--results", str(results), *form]
+    done = command_tools.run(*command, loaded=command_tools.CLI)
     assert done.returncode == 0, done.stderr
     assert "gprune" in done.stdout and done.stdout.rstrip().endswith("False")
 
 
 def test_an_empty_store_is_an_error_in_one_line(tmp_path):
-    command = [sys.executable, "scripts/tables.py", "--results", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    command = ["scripts/tables.py", "--results", str(tmp_path)]
+    done = command_tools.run(*command, loaded=command_tools.CLI)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
 
 

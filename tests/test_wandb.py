@@ -8,15 +8,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests import checkpoint_tools, wandb_tools
+from tests import checkpoint_tools, command_tools, wandb_tools
 from vtprune.harness import cli
 from vtprune.harness.cell import publish as loggers
 from vtprune.harness.reporting.tracker import run as wandb_run
@@ -46,11 +44,9 @@ def cell(results, method):
 
 
 def sync(results, *arguments, **environment):
-    return subprocess.run(
-        [sys.executable, ROOT / "scripts/wandb_sync.py", "--results", results, *arguments],
-        env={**os.environ, **environment}, capture_output=True, text=True, timeout=200,
-        check=False, encoding="utf-8",
-    )  # fmt: skip
+    line = ["scripts/wandb_sync.py", "--results", str(results), *arguments]
+    environment = {**os.environ, **environment}
+    return command_tools.run(*line, env=environment, loaded=command_tools.CLI)
 
 
 def test_an_offline_run_holds_what_the_store_holds(results):
@@ -245,11 +241,10 @@ def test_the_dashboard_is_saved_to_a_server_with_a_run_set_per_benchmark(results
     server = wandb_tools.FakeServer()
     try:
         key = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
-        done = subprocess.run(
-            [sys.executable, ROOT / "scripts/wandb_dashboard.py", "--save", "--entity", "lab",
-             "--results", results],
-            env={**os.environ, **key}, capture_output=True, text=True, timeout=120,
-            check=False, encoding="utf-8",
+        line = ["--save", "--entity", "lab", "--results", str(results)]
+        done = command_tools.run(
+            "scripts/wandb_dashboard.py", *line, env={**os.environ, **key},
+            loaded=command_tools.CLI,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         views = server.operations("UpsertView2") + server.operations("upsertView")
@@ -265,10 +260,8 @@ def test_the_dashboard_is_saved_to_a_server_with_a_run_set_per_benchmark(results
 
 def test_benchmarks_and_ratios_come_from_the_store_or_a_table(results, tmp_path):
     def call(*arguments):
-        return subprocess.run(
-            [sys.executable, ROOT / "scripts/wandb_dashboard.py", *arguments], timeout=120,
-            capture_output=True, text=True, check=False, encoding="utf-8",
-        )  # fmt: skip
+        line = ["scripts/wandb_dashboard.py", *map(str, arguments)]
+        return command_tools.run(*line, loaded=command_tools.CLI)
 
     found = panels(json.loads(call("--results", results).stdout))
     assert list(found) == ["Table", "textvqa"]
