@@ -15,6 +15,7 @@ from tests import family_checkpoints
 from vtprune.harness.request import checkpoint
 from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.request import Model
+from vtprune.models import load as load_module
 from vtprune.models import processor
 from vtprune.models.errors import ModelLoadError
 from vtprune.models.load import load
@@ -154,3 +155,15 @@ def test_joined_encoder_layers_are_refused_by_name(folder):
     edited(made / "config.json", vision_feature_layer=[-2, -1])
     with pytest.raises(ModelLoadError, match=r"vision_feature_layer=\[-2, -1\] joins several"):
         load({"path": made})
+
+
+def test_a_list_of_one_encoder_layer_is_that_layer(folder):
+    made = folder("llava")
+    picture, seen = processor._picture(), []
+    for layer in (-2, [-2]):
+        edited(made / "config.json", vision_feature_layer=layer)
+        load_module._CACHE.clear()
+        vlm = load({"path": made})
+        pixels = vlm.processor.image_processor(images=[picture], return_tensors="pt")
+        seen.append(vlm.model.model.get_image_features(**pixels).pooler_output[0])
+    assert seen[0].equal(seen[1])

@@ -128,6 +128,8 @@ class Suite:
                    or k not in cells["metrics"]}  # fmt: skip
         if unequal:
             details.append(f"scores: {unequal}")
+            if equal["answers"] == len(stock["rows"]):
+                broken.append("the same answers, other scores")
         return Counted(one, len(stock["rows"]), equal, not unequal, tuple(details),
                        tuple(broken))  # fmt: skip
 

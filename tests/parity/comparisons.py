@@ -28,12 +28,11 @@ class Comparison:
         bench: of conf/bench.
         rows: how many; of mini data, or of the drawn pictures where ``pictures``.
         pictures: ask ChartQA's question about pictures of real shapes.
-        options: of the client's class (VLMEvalKit).
+        options: of the client's class, as a user gives them.
         overrides: of the cell, beside model, bench, engine and data.
         special: the client leaves special tokens in its answers.
         differs: aspect -> rows that are equal, where not all are. Tokens and answers follow: they
-            are equal wherever the input is.
-        scores: whether the metrics are equal.
+            are equal wherever the input is, and metrics where all answers are.
     """
 
     engine: str
@@ -46,7 +45,6 @@ class Comparison:
     overrides: tuple[str, ...] = ()
     special: bool = False
     differs: Mapping[str, int] = field(default_factory=dict)
-    scores: bool = True
 
     @property
     def limit(self) -> int | None:
@@ -68,6 +66,8 @@ VLM_BENCHES = "gqa mme pope chartqa docvqa textvqa scienceqa vizwiz seedbench oc
 #: no number of the task's own: the client's 1024 against the product's 32
 LONG = {"limit": 0}
 
+#: the checkpoint's own pixel limits, given to a client that would bring others
+CHECKPOINTS = {"min_pixels": 3136, "max_pixels": 12845056}
 LMMS = (
     *_small("lmms_eval", "llava_hf", "embedded", LMMS_BENCHES, 4),
     *_small("lmms_eval", "llava_hf", "embedded", "textvqa vizwiz seedbench", 4, differs=LONG),
@@ -81,6 +81,9 @@ LMMS = (
                differs={"ends": 0, "pixels": 0, "ids": 11}),
     Comparison("lmms_eval", "qwen2_5_vl", "qwen2_5_vl", "chartqa", 12, pictures=True,
                differs={"ends": 0, "pixels": 0, "ids": 2}),
+    # Pictures of 112 x 112 need no resizing: all but limits, resizing and JPEG is compared here.
+    *_small("lmms_eval", "qwen2_5_vl", "qwen2_5_vl", "gqa mme", 4, options=CHECKPOINTS,
+            differs={"ends": 0}),
 )  # fmt: skip
 #: what a random model says has no end; a user's option on both sides
 SHORT = {"max_new_tokens": 12}
@@ -88,6 +91,19 @@ SHORT_CELL = ("decoding.max_new_tokens=12", "batch_size=1")
 #: as the entries of Qwen2-VL-7B-Instruct and Qwen2.5-VL-7B-Instruct in the library's registry
 REGISTRY = {"min_pixels": 1280 * 28 * 28, "max_pixels": 16384 * 28 * 28, **SHORT}
 VLM = (
+    *_small(
+        "vlmevalkit", "Qwen2VLChat", "qwen2_vl", "pope textvqa mme", 4, options=SHORT,
+        overrides=SHORT_CELL,
+    ),
+    *_small(
+        "vlmevalkit", "Qwen2VLChat", "qwen2_vl", "mmbench_en", 1, options=SHORT,
+        overrides=SHORT_CELL,
+    ),
+    *_small(
+        "vlmevalkit", "Qwen2VLChat", "qwen2_5_vl", "textvqa mme", 4,
+        options={**SHORT, "use_custom_prompt": False},
+        overrides=(*SHORT_CELL, "model.prompt.vlmevalkit=generic"), differs={"settings": 0},
+    ),
     *_small("vlmevalkit", "LLaVA_Next", "embedded_llava_next", VLM_BENCHES, 4, differs=LONG),
     *_small("vlmevalkit", "LLaVA_Next", "embedded_llava_next", "mmbench_en mmbench_cn", 1,
             differs=LONG),

@@ -3,8 +3,8 @@
     python -m tests.parity.stock_lmms SPEC.json
 
 SPEC holds ``{"out": folder, "parts": [part, ...]}``; a part is ``{"name", "client", "checkpoint",
-"root", "task", "folder", "limit"}``. Nothing of the project is imported: the process ends with an
-error if anything was.
+"root", "task", "folder", "limit", "options"}``. Nothing of the project is imported: the process
+ends with an error if anything was.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tests.parity.recorder import Recorder
 def main(spec_file: str) -> None:
     """Run every part and leave ``<out>/<name>/rows.json``."""
     spec = json.loads(Path(spec_file).read_text(encoding="utf-8"))
-    clients: dict[tuple[str, str], Any] = {}
+    clients: dict[str, Any] = {}
     for part in spec["parts"]:
-        asked = part["client"], part["checkpoint"]
+        asked = json.dumps([part["client"], part["checkpoint"], part["options"]])
         if asked not in clients:
             clients.clear()
-            clients[asked] = client(*asked)
+            clients[asked] = client(part["client"], part["checkpoint"], part["options"])
         run(part, clients[asked], Path(spec["out"]))
     nothing_of_ours()
 
@@ -37,12 +37,12 @@ def nothing_of_ours() -> None:
     assert not found, f"a stock process imported {found}"
 
 
-def client(name: str, checkpoint: str) -> Any:
-    """The class that the library itself finds under this name."""
+def client(name: str, checkpoint: str, options: dict[str, Any]) -> Any:
+    """The class that the library itself finds under this name; options as in ``--model_args``."""
     from lmms_eval.models import get_model
 
     more = {"dtype": "float32"} if name == "llava_hf" else {}
-    made = get_model(name)(pretrained=checkpoint, device="cpu", device_map="cpu", **more)
+    made = get_model(name)(pretrained=checkpoint, device="cpu", device_map="cpu", **more, **options)
     made._model.float()  # the Qwen clients load in half precision and take no other
     return made
 
