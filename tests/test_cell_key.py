@@ -269,6 +269,7 @@ IRRELEVANT_GROUPS = (
 ANSWERING = {
     "ratio": 0.6, "seed": 1, "batch_size": 4, "decoding.max_new_tokens": 8, "engine.name": None,
     "model.prompt.lmms_eval": "qwen_vl", "model.prompt.system": "Be brief.",
+    "model.chat_template": "llava",
     "bench.name": "other", "bench.limit": 8, "bench.indices": [3], "bench.subset": "10%",
     "bench.judge": "rule", "bench.engines.lmms_eval.task": "other",
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -25,6 +26,8 @@ def run(checkpoint, tmp_path, capsys):
         common = [f"model.path={checkpoint}", f"paths.results={tmp_path}"]
         if "data=hub" not in arguments:
             common.append("data.samples=6")
+        given = {argument.partition("=")[0] for argument in arguments}
+        common = [one for one in common if one.partition("=")[0] not in given]
         status = cli.main([*arguments, *common, "decoding.max_new_tokens=3"])
         return status, *capsys.readouterr()
 
@@ -135,6 +138,27 @@ def test_an_interrupted_cell_of_other_code_begins_anew(run, tmp_path, monkeypatc
     assert run(*cell, *again)[0] == 0
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert result["resumed_after"] == 0
+
+
+def test_a_chat_template_of_ones_own_is_a_cell_of_its_own(run, checkpoint, tmp_path):
+    """A folder without one is refused with a remedy, and the remedy works as it is written."""
+    folder = tmp_path / "bare"
+    shutil.copytree(checkpoint, folder)
+    (folder / "chat_template.jinja").unlink()
+    cell = ["method=gprune", "ratio=0.5", "bench.limit=2"]
+    status, _, err = run(*cell, f"model.path={folder}")
+    assert status != 0 and "model.chat_template=FILE.jinja or one of chatml, llama3" in err
+    file = tmp_path / "mine.jinja"
+    shutil.copy(checkpoint / "chat_template.jinja", file)
+    status, _, err = run(*cell, f"model.path={folder}", f"model.chat_template={file}")
+    assert (status, err) == (0, "")
+    run(*cell)
+    done = sorted(tmp_path.rglob("result.json"), key=lambda file: file.stat().st_mtime_ns)
+    with_own, plain = (json.loads(file.read_text(encoding="utf-8")) for file in done)
+    assert len(with_own["identity"]["chat_template"]) == 16
+    assert "chat_template" not in plain["identity"]
+    status, _, err = run(*cell, "model.chat_template=chatm")
+    assert status == 2 and "did you mean 'chatml'" in err and err.count("\n") == 1
 
 
 def test_a_method_class_from_elsewhere(run, tmp_path):

@@ -67,7 +67,7 @@ ANSWERING = [
     ("decoding.max_new_tokens", 16),
     ("method.threshold", 0.6),
     ("method.name", "random"),
-    ("method._target_", "tests.slurm.methods.Drill"),
+    ("method", {"name": "custom", "_target_": "tests.slurm.methods.Drill"}),
     ("bench.limit", 8),
     ("bench.indices", [1, 2]),
     ("bench.engines.lmms_eval.task", "other"),

@@ -36,8 +36,9 @@ class Prepared:
         from vtprune.models.load import load
 
         where = self.runtime if on is None else replace(self.runtime, device=on)
-        name = self.request.model.name
-        return load({"path": self.checkpoint.path, "name": name, **where.entries()})
+        model = self.request.model
+        named = {"path": self.checkpoint.path, "name": model.name}
+        return load({**named, "chat_template": model.chat_template, **where.entries()})
 
 
 def prepare(asked: Request, *, sweep: bool = False) -> Prepared:

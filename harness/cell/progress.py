@@ -20,7 +20,8 @@ class Progress:
     def __init__(self, mode: Any, title: str) -> None:
         if mode not in ("auto", True, False):
             raise ConfigError(f"progress must be auto, true or false: got {mode!r}")
-        self._stream = sys.stderr  # taken now: libraries are redirected while the bar is drawn
+        # Taken now: libraries are redirected while the bar is drawn.
+        self._stream, self._out = sys.stderr, sys.stdout
         self._on = mode is True or (mode == "auto" and self._stream.isatty())
         self._on = self._on and not ranks.secondary()
         self._lines = mode == "auto" and not self._on and "SLURM_JOB_ID" in os.environ
@@ -39,6 +40,11 @@ class Progress:
         print(f"progress cell={self._title.replace(' ', '-')} done={done} total={total} "
               f"samples_per_s={rate:.1f}{shown} eta_s={eta}",
               file=self._stream, flush=True)  # fmt: skip
+
+    def say(self, text: str) -> None:
+        """One line of information, past the libraries, once per group of processes."""
+        if not ranks.secondary():
+            print(text, file=self._out, flush=True)
 
     def update(self, done: int, total: int, score: float | None) -> None:
         """Show ``done`` of ``total`` samples and the score so far."""

@@ -216,6 +216,8 @@ def _answer(
         tower = _text_tower(prepared, device)
     except ModelLoadError as error:
         raise HarnessError(str(error)) from error
+    for note in vlm.notes:
+        progress.say(note)
     meter.reset_peak_memory(vlm.device)
     engine = engines.get(request.engine)
     pruning = prune(vlm.model, method, text_tower=tower)

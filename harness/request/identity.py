@@ -149,6 +149,7 @@ def asked(config: Config) -> dict[str, Any]:
         },
         "engine": engine,
         **({"system": text} if (text := prompts.system(config["model"])) else {}),
+        **({"chat_template": text} if (text := prompts.chat_template(config["model"])) else {}),
         "decoding": dict(config["decoding"]),
         "batch_size": config["batch_size"],
     }

@@ -6,8 +6,11 @@ model's policy, checked before anything is loaded, and part of a cell's identity
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
+from vtprune import places
 from vtprune.harness.request.errors import ConfigError, unknown
 from vtprune.harness.request.request import Model
 
@@ -43,6 +46,27 @@ def wording(model: dict[str, Any], engine: str) -> str | None:
     """What the engine is told: a style, a block, or None where it is the engine's plain one."""
     chosen = str(policy(model)[engine])
     return None if chosen == PLAIN[engine] else chosen
+
+
+def chat_template(model: dict[str, Any]) -> str | None:
+    """Fingerprint of the template that stands in for the checkpoint's own; None: that one.
+
+    Raises:
+        ConfigError: there is neither such a file nor one that ships.
+    """
+    asked = model.get("chat_template")
+    if asked is None:
+        return None
+    shipped = {file.stem: file for file in places.path("models/templates").glob("*.jinja")}
+    file = Path(str(asked)).expanduser()
+    if not file.is_file():
+        if str(asked) not in shipped:
+            raise ConfigError(
+                f"model.chat_template={asked}: there is no such file; "
+                + unknown("template", str(asked), sorted(shipped))
+            )
+        file = shipped[str(asked)]
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def system_of(model: Model) -> str | None:

@@ -42,6 +42,7 @@ class Model(_Group):
     dtype: str = "auto"
     threads: int | None = None
     attention: str = "sdpa"
+    chat_template: str | None = None
     prompt: Config | None = None
 
 

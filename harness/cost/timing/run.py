@@ -274,7 +274,7 @@ def _model(model: Model) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]
         found = checkpoint.find(model)
         runtime = device.resolve(model, found.config)
         described = shapes.architecture(model)
-        where = {"path": found.path}
+        where = {"path": found.path, "chat_template": model.chat_template}
         identity = {"checkpoint": found.fingerprint()}
     used = {k: getattr(runtime, k) for k in ("dtype", "attention", "threads")}
     where |= {**runtime.entries(), "name": model.name}
