@@ -45,15 +45,15 @@ def answers(vlm, questions, name="gprune", **changes):
 
 @functools.cache
 def pictures():
-    return [picture(SIZES[i % len(SIZES)], i) for i in range(8)]
+    return [picture(size, i) for i, size in enumerate(SIZES[:4])]
 
 
 @pytest.mark.parametrize("name", methods.available())
-def test_batches_of_one_four_and_eight_give_the_same_answers(vlm, name):
+def test_batches_of_one_two_and_four_give_the_same_answers(vlm, name):
     questions = [ask(i, image) for i, image in enumerate(pictures())]
     alone = [answers(vlm, [q], name)[0] for q in questions]
-    for size in (4, 8):
-        parts = [questions[i : i + size] for i in range(0, 8, size)]
+    for size in (2, 4):
+        parts = [questions[i : i + size] for i in range(0, 4, size)]
         batched = [answer for part in parts for answer in answers(vlm, part, name)]
         assert [a.text for a in batched] == [a.text for a in alone]
         kept = [a.extra["pruning"]["kept"] for a in batched]

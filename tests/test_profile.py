@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -74,9 +75,15 @@ def test_the_ledger_equals_the_counter_on_the_true_architectures(name, method):
     assert "= the ledger, in every stage" in profile.report(result)
 
 
+@pytest.fixture(scope="module")
+def small():
+    return profile.run_profile(request("qwen2_vl_2b", "gprune", image_size="224x224"))
+
+
+@pytest.mark.xdist_group("profile")
 @pytest.mark.parametrize("wrong", ["stages", "counted", "attention", "fvcore"])
-def test_a_count_that_is_wrong_by_one_is_told_with_its_stage(wrong):
-    result = profile.run_profile(request("qwen2_vl_2b", "gprune", image_size="224x224"))
+def test_a_count_that_is_wrong_by_one_is_told_with_its_stage(small, wrong):
+    result = copy.deepcopy(small)
     assert profile.disagreements(result) == []
     side = result["pruned"][wrong]
     if wrong == "fvcore":
