@@ -68,6 +68,12 @@ CASES = {
         ["method=compose", "ratio=0.6", "method.parts=[]"], ["write +method.parts=..."],
     ),
     "ratio in method": (["method=gprune", "method.ratio=0.9"], ["write ratio=..."]),
+    "case": (["bench=TextVQA"], ["unknown bench 'TextVQA'", "did you mean 'textvqa'?"]),
+    "hub id": (["model=llava-hf/llava-1.5-7b-hf"], ["is called model=llava15_7b here"]),
+    "other hub id": (["model=org/vlm"], ["no config knows model=org/vlm", "model.hub=org/vlm"]),
+    "percent": (["method=gprune", "ratio=90%"], ["got '90%'; did you mean 0.9?"]),
+    "ratios": (["method=gprune", "ratio=[0.5,0.7]"], ["several are a sweep: -m ratio=0.5,0.7"]),
+    "inner": (["limit=8"], ["unknown option 'limit'", "did you mean 'bench.limit'?"]),
     "ratio 1": (["method=gprune", "ratio=1.0"], ["ratio must be a number in [0, 1): got 1.0"]),
     "ratio below": (
         ["method=gprune", "ratio=-0.1"],

@@ -50,7 +50,7 @@ def ratio_of(config: Config, sweep: bool, notes: list[str]) -> float:
         return 0.0
     number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
     if not number or not math.isfinite(ratio) or not 0 <= ratio < 1:
-        raise ConfigError(f"ratio must be a number in [0, 1): got {ratio!r}")
+        raise ConfigError(f"ratio must be a number in [0, 1): got {ratio!r}{_meant(ratio)}")
     if method == "none" and ratio != 0:
         if not sweep:
             raise ConfigError(f"method=none removes nothing, so ratio={ratio} cannot be met; "
@@ -58,6 +58,18 @@ def ratio_of(config: Config, sweep: bool, notes: list[str]) -> float:
         notes.append(f"method=none has no ratio: ratio={ratio} is left out, this is the baseline")
         return 0.0
     return float(ratio)
+
+
+def _meant(ratio: Any) -> str:
+    """What a ratio that cannot be may have been meant as."""
+    if isinstance(ratio, list):
+        return f"; several are a sweep: -m ratio={','.join(map(str, ratio))}"
+    text = str(ratio).strip().removesuffix("%")
+    try:
+        percent = float(text)
+    except ValueError:
+        return ""
+    return f"; did you mean {percent / 100:g}?" if 1 < percent < 100 else ""
 
 
 def _everything(ratio: Any, sweep: bool, notes: list[str]) -> float:

@@ -28,8 +28,10 @@ class ConfigError(HarnessError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'gprune'?"`` for the nearest known name, or an empty string."""
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    spelled = {word.lower().replace("-", "_"): word for word in map(str, known)}
+    wanted = str(name).lower().replace("-", "_")
+    near = difflib.get_close_matches(wanted, spelled, n=1, cutoff=0.5)
+    return f"; did you mean '{spelled[near[0]]}'?" if near else ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -32,8 +32,20 @@ def explain(error: Exception, argv: Sequence[str]) -> str | None:
 
 
 def _missing_choice(file: str, options: Sequence[str]) -> str:
-    group, _, choice = str(file).removesuffix(".yaml").rpartition("/")
+    name = str(file).removesuffix(".yaml")
+    if name.startswith("model/") and name.count("/") == 2:
+        return _hub_id(name.removeprefix("model/"), options)
+    group, _, choice = name.rpartition("/")
     return unknown(group or "config", choice, options)
+
+
+def _hub_id(name: str, options: Sequence[str]) -> str:
+    """A model was named by its hub id, which a config may know."""
+    for option in options:
+        if ((known.entries("model", option) or {}).get("hub") or "").lower() == name.lower():
+            return f"model={name} is called model={option} here"
+    return f"no config knows model={name}; take one of its family, e.g. model=llava15_7b, with " \
+           f"model.hub={name} (available: {', '.join(options)})"  # fmt: skip
 
 
 def _unreadable(override: str | None) -> str:
@@ -68,5 +80,7 @@ def unknown_option(key: str, valid: Sequence[str], choices: dict[str, str | None
             return unknown(f"option of method {choices[group]}", option, own)
         return unknown(f"option of {group}", option, own)
     top = [k for k in valid if "." not in k]
-    near = (not dot and did_you_mean(key, top)) or did_you_mean(key, valid)
+    inner = [k for k in valid if k.rpartition(".")[2] == key and "engines" not in k]
+    near = f"; did you mean '{inner[0]}'?" if not dot and inner else ""
+    near = near or (not dot and did_you_mean(key, top)) or did_you_mean(key, valid)
     return f"unknown option '{key}'{near} (`{places.command()} --help` lists them)"
