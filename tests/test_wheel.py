@@ -151,7 +151,7 @@ def test_a_cell_and_its_table_from_an_empty_folder(call, tmp_path):
     assert origin["commit"] is None and origin["modified"] is None
     assert "gprune" in call("vtprune", "tables").stdout
     plan = call("vtprune", "tables", "table=mini_table1", "plan").stdout
-    assert "vtprune -m experiment=mini_table1" in plan and "run.py" not in plan
+    assert "vtprune -m table=mini_table1" in plan and "run.py" not in plan
 
 
 def test_a_sweep_with_a_method_and_a_model_file_of_the_working_directory(call, tmp_path):
