@@ -103,7 +103,7 @@ def count_skeleton(
     with torch.no_grad():
         with encoder:
             if inputs is not None:
-                encode(family, inputs)
+                family.encode(inputs)
         for hook in hooks:
             hook.remove()
         with llm:
@@ -124,28 +124,6 @@ def count_skeleton(
 def encoder_total(counter: Counter) -> int:
     """MACs so far in a block that is still open."""
     return counter.get_total_flops() // 2
-
-
-def encode(family: Any, inputs: Mapping[str, Any]) -> Any:
-    """The tower and the projector; packing is left out, it needs numbers and costs nothing.
-
-    Returns:
-        Tensors that everything computed leads to.
-    """
-    core, pixels = family.core, inputs["pixel_values"]
-    if "image_grid_thw" in inputs:
-        grid = inputs["image_grid_thw"]
-        positions = torch.empty(len(pixels), 2, device="meta")
-        return core.visual(pixels, grid_thw=grid, position_ids=positions)
-    pixels = pixels.flatten(0, 1) if pixels.dim() == 5 else pixels
-    config = family.model.config
-    hidden = core.vision_tower(pixels, output_hidden_states=True).hidden_states
-    features = hidden[config.vision_feature_layer]
-    if config.vision_feature_select_strategy == "default":
-        features = features[:, 1:]
-    # The last layer's output too, though nothing reads it: towers run it, and tracing drops what
-    # nothing depends on.
-    return core.multi_modal_projector(features), hidden[-1]
 
 
 def layer_inputs(family: Any, n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -86,7 +86,7 @@ class _Encode(nn.Module):
         self.family, self.inputs = family, inputs
 
     def forward(self, pixels: Tensor) -> Any:
-        return counter.encode(self.family, {**self.inputs, "pixel_values": pixels})
+        return self.family.encode({**self.inputs, "pixel_values": pixels})
 
 
 class _Layer(nn.Module):

@@ -45,28 +45,10 @@ def skeleton(config: Any, attention: str = "sdpa") -> nn.Module:
 
 def encoder_inputs(model: nn.Module, size: Size, processor: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the image encoder for one image, pixels without memory."""
-    import torch
+    from vtprune.models.families import family_of
 
-    config, (width, height) = model.config, size
-    vision = config.vision_config
-    if config.model_type.startswith("qwen2"):
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-        patch, merge = vision.patch_size, vision.spatial_merge_size
-        limits = {k: processor[k] for k in ("min_pixels", "max_pixels") if k in processor}
-        rows, cols = smart_resize(height, width, factor=patch * merge, **limits)
-        rows, cols = rows // patch, cols // patch
-        inputs = vision.in_channels * vision.temporal_patch_size * patch**2
-        pixels = torch.empty(rows * cols, inputs, device="meta")
-        return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, rows, cols]])}
-    side = vision.image_size
-    if config.model_type == "llava":
-        return {"pixel_values": torch.empty(1, 3, side, side, device="meta")}
-    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
-
-    crops = image_size_to_num_patches([height, width], config.image_grid_pinpoints, side)
-    pixels = torch.empty(1, crops, 3, side, side, device="meta")
-    return {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
+    width, height = size
+    return family_of(model).blank(height, width, processor)
 
 
 def layout(model: nn.Module, inputs: dict[str, Any]) -> TokenLayout:

@@ -16,9 +16,12 @@ how patches become tokens               ``own``, ``per_token``
 how a smaller picture is asked for      ``cell``, ``crop_side``, ``mosaic``, ``layout``, ``fitted``,
                                         ``fewest``, ``smaller_crops``, ``smaller_processor``
 what else follows the tokens            ``scalar_positions``, ``rotary``, ``follow``
+what a picture costs, without weights   ``blank``: arguments of the encoder on the meta device;
+                                        ``encode``: tower and projector on them
 ======================================  ============================================================
 
-Adding a family is one file and one line of ``models/supported.py``.
+Adding a family is one file and one line of ``models/supported.py``; the ledger reads its sizes from
+config.json, without torch, in ``harness/cost/architecture.py``.
 """
 
 from __future__ import annotations
@@ -278,6 +281,22 @@ class Family(abc.ABC):
     def smaller_processor(self, processor: Any, side: int) -> Any:
         """The processor for such crops."""
         raise NotImplementedError(f"{type(self).__name__} takes no crops of one size")
+
+    @abc.abstractmethod
+    def blank(self, height: int, width: int, processor: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of the image encoder for one picture of so many pixels, on the meta device.
+
+        Args:
+            processor: entries of the image processor's file, such as limits of pixels.
+        """
+
+    @abc.abstractmethod
+    def encode(self, inputs: Mapping[str, Any]) -> Any:
+        """Tower and projector on :meth:`blank` arguments; packing, which costs nothing, left out.
+
+        Returns:
+            Tensors that everything computed leads to.
+        """
 
     # The language model.
     def follow(

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vtprune.methods import TokenLayout
@@ -48,6 +49,20 @@ class Llava(Family):
 
     def projector(self) -> nn.Module:
         return self.core.multi_modal_projector
+
+    def blank(self, height: int, width: int, processor: Mapping[str, Any]) -> dict[str, Any]:
+        side = self.model.config.vision_config.image_size
+        return {"pixel_values": torch.empty(1, 3, side, side, device="meta")}
+
+    def encode(self, inputs: Mapping[str, Any]) -> Any:
+        pixels = inputs["pixel_values"]
+        pixels = pixels.flatten(0, 1) if pixels.dim() == 5 else pixels
+        hidden = self.core.vision_tower(pixels, output_hidden_states=True).hidden_states
+        features = hidden[self.model.config.vision_feature_layer]
+        features = features[:, 1:] if self.has_cls else features
+        # The last layer's output too, though nothing reads it: towers run it, and tracing drops
+        # what nothing depends on.
+        return self.core.multi_modal_projector(features), hidden[-1]
 
     @property
     def has_cls(self) -> bool:

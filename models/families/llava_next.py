@@ -27,6 +27,15 @@ class LlavaNext(Llava):
             start += layout.n_tiles
         return found
 
+    def blank(self, height: int, width: int, processor: Mapping[str, Any]) -> dict[str, Any]:
+        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+        config = self.model.config
+        side = config.vision_config.image_size
+        crops = image_size_to_num_patches([height, width], config.image_grid_pinpoints, side)
+        pixels = torch.empty(1, crops, 3, side, side, device="meta")
+        return {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
+
     def layout(self, height: int, width: int) -> TokenLayout:
         size = (height, width)
         return self._packed_layout(size, self.tile_grid(size))

@@ -42,6 +42,25 @@ class Qwen2VL(Family):
     def projector(self) -> nn.Module:
         return self.core.visual.merger
 
+    def blank(self, height: int, width: int, processor: Mapping[str, Any]) -> dict[str, Any]:
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        vision = self.model.config.vision_config
+        patch, merge = vision.patch_size, vision.spatial_merge_size
+        limits = {k: processor[k] for k in ("min_pixels", "max_pixels") if k in processor}
+        rows, cols = smart_resize(height, width, factor=patch * merge, **limits)
+        rows, cols = rows // patch, cols // patch
+        inputs = vision.in_channels * vision.temporal_patch_size * patch**2
+        pixels = torch.empty(rows * cols, inputs, device="meta")
+        return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, rows, cols]])}
+
+    def encode(self, inputs: Mapping[str, Any]) -> Any:
+        pixels = inputs["pixel_values"]
+        positions = torch.empty(len(pixels), 2, device="meta")
+        return self.core.visual(
+            pixels, grid_thw=inputs["image_grid_thw"], position_ids=positions
+        )
+
     def vision_layers(self) -> Any:
         return list_of_layers(self.core.visual)
 
