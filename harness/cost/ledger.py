@@ -7,7 +7,6 @@ softmax and rotary embeddings are left out, as every counter in the field leaves
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -76,7 +75,7 @@ class Cost:
         return {name: getattr(self, name) for name in names}
 
     def __add__(self, other: Cost) -> Cost:
-        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        mine, theirs = vars(self), vars(other)
         return Cost(**{name: mine[name] + theirs[name] for name in mine})
 
 

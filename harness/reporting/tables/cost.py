@@ -21,6 +21,12 @@ from vtprune.models.errors import ModelLoadError
 _OF_TOTALS = {"macs": 1, "flops": 2}  # what a run's own total can be turned into
 
 
+#: what of a record its compute depends on
+_COUNTED = (
+    "prompt_length", "visual_tokens", "grids", "crops", "unreduced", "visual_per_layer", "merged",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Counted:
     """Compute of a cell, mean over its samples: 10^12 operations of a prefill, and which ones."""
@@ -41,7 +47,8 @@ def count(
     entries = _with_images(Path(result["directory"]))
     arch = _architecture(str(cell["model"].get("architecture")))
     if entries and arch is not None and all(_is_counted(e["pruning"]) for e in entries):
-        spent = [_count(arch, entry, convention) for entry in entries]
+        known: dict[str, int] = {}  # many samples have as many tokens as one before
+        spent = [_count(arch, entry, convention, known) for entry in entries]
         return Counted(sum(spent) / len(spent) / 1e12, convention)
     total = (result["counters"].get("macs") or {}).get("total")
     if not total:
@@ -59,13 +66,25 @@ def _is_counted(record: Mapping[str, Any] | None) -> bool:
     return bool(record) and {"prompt_length", "grids", "crops", "visual_per_layer"} <= set(record)
 
 
-def _count(arch: Architecture, entry: Mapping[str, Any], convention: str) -> int:
+def _count(
+    arch: Architecture, entry: Mapping[str, Any], convention: str, known: dict[str, int]
+) -> int:
     record = entry["pruning"]
+    selection = int((entry.get("macs") or {}).get("selection") or 0)
+    counted = [record.get(name) for name in _COUNTED]
+    key = repr((counted, selection))
+    if key not in known:
+        known[key] = _spent(arch, record, selection, convention)
+    return known[key]
+
+
+def _spent(
+    arch: Architecture, record: Mapping[str, Any], selection: int, convention: str
+) -> int:  # fmt: skip
     text = record["prompt_length"] - record["visual_tokens"]
     images: Any = tuple(tuple(grid) for grid in record["grids"]) or record["crops"]
     if "unreduced" in record:
         arch = smaller_crops(arch, record["grids"])
-    selection = int((entry.get("macs") or {}).get("selection") or 0)
     tokens = Tokens(images, text, record["visual_per_layer"], selection,
                     merged=record.get("merged", ()))  # fmt: skip
     return convert(convention, arch, tokens)
