@@ -204,6 +204,17 @@ def test_the_shared_bases_count_for_every_method(checkout):
     assert all(a != b for a, b in zip(before, codes("gprune", "fastv", "random"), strict=True))
 
 
+def test_the_shared_bases_count_for_a_class_from_outside_too(checkout, folder):
+    own = {"name": "custom", "_target_": "mine.pruner:Pruner"}
+    before = fingerprint.of_method(own)
+    with (checkout / "methods" / "fastv.py").open("a", encoding="utf-8") as file:
+        file.write("\nX = 1\n")
+    assert fingerprint.of_method(own) == before, "another method"
+    with (checkout / "methods" / "tokens.py").open("a", encoding="utf-8") as file:
+        file.write("\nX = 1\n")
+    assert fingerprint.of_method(own) != before
+
+
 def test_a_composition_is_known_by_its_parts(checkout):
     parts = {"name": "compose", "parts": [{"name": "vispruner"}, {"name": "vtw"}]}
     two = {"name": "compose", "first": "vispruner", "then": "vtw"}

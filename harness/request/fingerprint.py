@@ -87,13 +87,25 @@ def of_class(where: Place) -> str:
 
 
 def of_method(method: Mapping[str, Any]) -> str | None:
-    """Fingerprint of the code of a config's ``method`` group, parts of a composition included."""
+    """Fingerprint of the code of a config's ``method`` group, parts of a composition included.
+
+    The shared files of ``methods/`` count for classes from outside as well.
+    """
     found = {}
     for entry in _parts(method):
         where = place(entry)
         if where is not None:
             found[f"{where.module}:{where.name}"] = of_class(where)
+            if not where.shipped:
+                found["shared"] = _shared()
     return _digest(found) if found else None
+
+
+def _shared() -> str:
+    """Fingerprint of the files of ``methods/`` that hold no method: kinds, schedules, picks."""
+    methods = {module.rpartition(".")[2] for module in _registered().values()}
+    files = [f for f in sorted((places.ROOT / "methods").glob("*.py")) if f.stem not in methods]
+    return _digest({file.stem: _meaning(file) for file in files})
 
 
 @cache
