@@ -19,12 +19,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-#: read when a package is imported: package, and how the names of its variables begin
+#: read when a package is imported: package, and how the names of its variables begin; ``sys``
+#: stands for the interpreter, which reads its own before the first line
 READ_AT_IMPORT = {
+    "sys": ("PYTHON", "LC_", "LANG", "LD_"),
     "huggingface_hub": ("HF_", "HUGGINGFACE_", "HUB_"),
     "transformers": ("TRANSFORMERS_", "USE_"),
     "torch": ("OMP_", "MKL_", "CUDA_", "TORCH_", "PYTORCH_"),
 }
+HONOURED = {"PYTHONPATH"}  # begins as those do, but a fork is given it
 REFUSED = 97  # exit status of a command that would not see its own environment
 
 
@@ -84,7 +87,7 @@ def _unseen(environment: dict[str, str]) -> list[str]:
     changed = {k for k, v in {**os.environ, **environment}.items() if os.environ.get(k) != v}
     changed |= os.environ.keys() - environment.keys()
     begins = tuple(b for name, bs in READ_AT_IMPORT.items() if name in sys.modules for b in bs)
-    return sorted(name for name in changed if begins and name.startswith(begins))
+    return sorted(name for name in changed - HONOURED if name.startswith(begins))
 
 
 def _run(command: list[str]) -> None:
