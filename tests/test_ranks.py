@@ -25,8 +25,9 @@ CELL = ["method=random", "ratio=0.5", "bench.limit=11", "batch_size=2", "model.t
 def start(results: Path, *arguments: str, processes: int = 1) -> subprocess.Popen:
     launcher = [sys.executable]
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        launcher += ["--master-port", "29541"]
+        # standalone: at a free port, for other tests start groups at the same time
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc-per-node", str(processes)]
     given = [c for c in CELL if not any(a.startswith(c.partition("=")[0]) for a in arguments)]
     command = [*launcher, "run.py", *arguments, *given, f"paths.results={results}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
