@@ -139,11 +139,11 @@ def submit(arguments: Sequence[str]) -> int:
 
 
 def _show(results: Sequence[dict[str, Any]]) -> None:
-    from vtprune.harness.reporting.tables import frame
+    from vtprune.harness.reporting.tables import frame, retained
 
     cells = frame.frame(frame.row(result) for result in results)
     print("\n" + frame.text(cells))
-    for line in [*frame.notes(cells), *_gate_lines(results)]:
+    for line in [*frame.notes(cells), *retained.summary(results), *_gate_lines(results)]:
         print(line)
     if len(results) == 1:
         print(f"results: {_shown_path(results[0]['directory'])}")

@@ -97,17 +97,38 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.90 <= covered / 200 <= 0.985
 
 
-def test_weights_kept_from_an_earlier_statistic_are_those_of_a_new_draw():
+def test_every_draw_takes_as_many_images_as_there_are_and_each_as_often():
+    counts = stats._whole(50, 4000, 0).astype(float)
+    assert (counts.sum(axis=1) == 50).all()
+    assert counts.mean(axis=0) == pytest.approx(np.ones(50), abs=0.08)
+    assert counts.var() == pytest.approx(1 - 1 / 50, rel=0.01)  # of a multinomial
+    together = np.cov(counts[:, :25].sum(axis=1), counts[:, 25:].sum(axis=1))[0, 1]
+    assert together == pytest.approx(-50 / 4, rel=0.1)
+
+
+def test_weights_kept_from_an_earlier_statistic_are_those_of_a_new_draw(monkeypatch):
     for n, draws, seed in [(300, 500, 0), (300, 500, 1), (7, 500, 0)] * 2:
-        fresh = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
-        (kept,) = stats._weights(n, draws, seed)
-        assert (kept == fresh).all() and not kept.flags.writeable
-    large = 2 * stats._CHUNK // stats.DRAWS
+        fresh = np.concatenate(list(stats._drawn(n, draws, seed)))
+        kept = np.concatenate(list(stats._weights(n, draws, seed)))
+        assert (kept == fresh).all() and not stats._whole(n, draws, seed).flags.writeable
+    assert (stats._whole(300, 500, 0) != stats._whole(300, 500, 1)).any()
     before = stats._whole.cache_info()
-    blocks = list(stats._weights(large, stats.DRAWS, 0))
-    assert len(blocks) > 1 and sum(map(len, blocks)) == stats.DRAWS
-    assert stats._whole.cache_info() == before, "too large to keep"
-    assert before.maxsize * stats._CHUNK * 8 <= 64e6, "bytes that are kept at most"
+    assert before.maxsize * stats._MOST * 2 <= 300e6, "bytes that are kept at most"
+    monkeypatch.setattr(stats, "_MOST", 10_000)
+    assert len(np.concatenate(list(stats._weights(101, 100, 0)))) == 100
+    assert stats._whole.cache_info() == before, "too many to keep"
+
+
+def test_statistics_over_the_same_images_see_the_same_draws():
+    rng = np.random.default_rng(0)
+    clusters = np.arange(40).repeat(2)
+    one = stats.mean_of(rng.random(80), clusters)
+    shifted = stats.Statistic(np.add(one.terms, [1.0, 0]), one.value)
+    assert shifted.values(500) - one.values(500) == pytest.approx(np.full(500, 0.5))
+    seeds = stats.mean_of_statistics([one, shifted])
+    assert seeds.values(500) == pytest.approx(one.values(500) + 0.25)
+    assert seeds.observed() == pytest.approx(one.observed() + 0.25)
+    assert stats.mean_of_statistics([one]) is one
 
 
 def test_the_paired_bootstrap_agrees_with_the_t_test():

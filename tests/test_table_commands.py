@@ -379,7 +379,7 @@ def test_mme_is_its_perception_part(tmp_path):
         "".join(json.dumps(e) + "\n" for e in lines), encoding="utf-8"
     )
     found = samples.load(tmp_path, "mme", 200.0)
-    assert found.ids == (0, 1, 2, 3) and found.statistic().observed() == 200
+    assert found.ids == (0, 1, 2, 3) and found.statistic.observed() == 200
     apart = dataclasses.replace(found, images=(0, 1, 2, 3), score=200.0)
     worse = dataclasses.replace(apart, scores=np.array([100.0, 100, 0, 100]), score=150.0)
     assert samples.compare([apart], [worse]).test == "paired bootstrap"  # no mean of right or wrong

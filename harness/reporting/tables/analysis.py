@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from vtprune.harness.reporting.tables import cost, lookup, samples, speed, stats
+from vtprune.harness.reporting.tables import cost, lookup, retained, samples, speed, stats
 from vtprune.harness.reporting.tables.lookup import Found
 from vtprune.harness.reporting.tables.spec import Row, Table
 from vtprune.harness.reporting.tables.speed import Timed
@@ -70,17 +70,17 @@ def build(table: Table, results: Path, *, statistics: bool = True) -> Grid:
     """The grid of a table from what the store holds now."""
     found = lookup.find(table, results)
     grid = Grid(table, found, {}, speed.find(table, results, found))
+    own = lookup.by_place(found)
     for row in table.rows:
         for bench in table.benches:
-            own = [f for f in found if f.wanted.row.key == row.key and f.wanted.bench == bench]
-            grid.values[row.key, bench] = _score(row, bench, own)
+            grid.values[row.key, bench] = _score(row, bench, own[row.key, bench])
     if statistics:
         _intervals(grid)
         _agreements(grid)
         _tests(grid)
     for column in table.extras:
         for row in table.rows:
-            grid.values[row.key, column] = _extra(grid, row, column)
+            grid.values[row.key, column] = _extra(grid, row, column, statistics)
     _bold(grid)
     return grid
 
@@ -102,7 +102,7 @@ def _score(row: Row, bench: str, found: list[Found]) -> Value:
 
 def _mark_order(mark: str) -> int:
     timing = [speed.OTHER_THAN_SCORES, speed.UNSETTLED]
-    others = [OTHER_COUNT, NOT_FROM_RANDOM, NOT_FROM_BEST]
+    others = [retained.OTHER_CONDITIONS, OTHER_COUNT, NOT_FROM_RANDOM, NOT_FROM_BEST]
     return [*lookup.MARKS, *timing, *others].index(mark)
 
 
@@ -111,15 +111,15 @@ def _samples(value: Value) -> list[samples.Samples]:
 
 
 def _intervals(grid: Grid) -> None:
-    for value in grid.values.values():
+    # Column by column: the cells of one benchmark share the draws of its images.
+    for value in sorted(grid.values.values(), key=lambda v: grid.table.benches.index(v.column)):
         if value.value is None:
             continue
         statistic = samples.mean_statistic(_samples(value))
         if statistic is None:
             value.reason = "its samples do not add up to the score: no interval"
             continue
-        draws = stats.DRAWS if len(statistic.terms) <= 5000 else 1000
-        found = stats.interval(statistic, draws=draws)
+        found = stats.interval(statistic, draws=stats.draws_for(statistic))
         value.low, value.high = found.low, found.high
 
 
@@ -216,7 +216,7 @@ def higher_is_better(cell: Found) -> bool:
 
 
 def _bold(grid: Grid) -> None:
-    for column in [*grid.table.benches, "average", "agreement"]:
+    for column in [*grid.table.benches, "average", retained.COLUMN, "agreement"]:
         if column not in grid.columns:
             continue
         for row in grid.table.rows:
@@ -225,9 +225,11 @@ def _bold(grid: Grid) -> None:
             value.best = best is not None and best.value == value.value
 
 
-def _extra(grid: Grid, row: Row, column: str) -> Value:
+def _extra(grid: Grid, row: Row, column: str, statistics: bool) -> Value:
     if column in speed.COLUMNS:
         return _speed(grid, row, column)
+    if column == retained.COLUMN:
+        return _retained(grid, row, statistics)
     values = [grid.at(row, bench) for bench in grid.table.benches]
     made = Value(row, column, lookup.DONE, runs=len(values))
     holes = {v.status for v in values} - {lookup.DONE}
@@ -244,6 +246,18 @@ def _extra(grid: Grid, row: Row, column: str) -> Value:
         made.value = _EXTRAS[column](values)
         made.reason = "" if made.value is not None else "nothing stored to compute it from"
     made.marks = sorted(marks, key=_mark_order) if made.value is not None else []
+    return made
+
+
+def _retained(grid: Grid, row: Row, statistics: bool) -> Value:
+    own = {bench: grid.at(row, bench).cells for bench in retained.columns(grid.table)}
+    found = retained.of_row(own, retained.own_baselines(grid.table, grid.found))
+    made = Value(row, retained.COLUMN, found.status, found.value, reason=found.reason)
+    made.marks = sorted(found.marks, key=_mark_order)
+    made.cells = [cell for cells in own.values() for cell in cells]
+    if found.value is not None and statistics and not row.is_baseline:
+        spread = retained.interval(found.pairs)
+        made.low, made.high, made.n, made.reason = spread.low, spread.high, spread.n, spread.reason
     return made
 
 

@@ -29,6 +29,7 @@ from vtprune.harness.reporting.tables import (
     every,
     lookup,
     render,
+    retained,
     spec,
     speed,
     verdicts,
@@ -127,7 +128,8 @@ def status(request: Request) -> str:
     lines += ["", _counted("cells", [cell.status for cell in unique(found)])]
     if timed:
         lines.append(_counted("timings", [one.status for one in timed]))
-    return "\n".join([*lines, *_reasons([*found, *timed]), *_left(found, timed)])
+    lines += _reasons([*found, *timed]) + retained.reasons(request.table, found)
+    return "\n".join([*lines, *_left(found, timed)])
 
 
 def _counted(what: str, statuses: Sequence[str]) -> str:

@@ -8,22 +8,24 @@ from typing import Any
 
 import pandas as pd
 
-from vtprune.harness.reporting.tables import gate
+from vtprune.harness.reporting.tables import gate, retained
 from vtprune.harness.store import index
 
 COLUMNS = (
-    "model", "method", "ratio", "bench", "data", "score", "n", "failed", "visual_tokens",
-    "visual_kept", "removal", "macs", "macs_pct", "samples_per_s", "unit", "metric", "engine",
-    "judge", "gate", "finished", "key", "directory",
+    "model", "method", "ratio", "bench", "data", "score", "retained", "n", "failed",
+    "visual_tokens", "visual_kept", "removal", "macs", "macs_pct", "samples_per_s", "unit",
+    "metric", "engine", "judge", "gate", "finished", "key", "directory",
 )  # fmt: skip
 
 
 def row(result: dict[str, Any]) -> dict[str, Any]:
     """One result.json as one row of the frame."""
     counters = result["counters"]
+    unpruned = gate.baseline(result)
     macs, full = (counters["macs"] or {}).get("total"), counters["macs_full"]
     return {
         **{k: result[k] for k in ("model", "method", "ratio", "bench", "data", "score")},
+        "retained": retained.of_run(result, unpruned),
         "n": result["n_samples"],
         "failed": result["n_failed"],
         **{k: counters[k] for k in ("visual_tokens", "visual_kept", "removal")},
@@ -31,7 +33,7 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
         "macs_pct": 100 * macs / full if macs and full else None,
         "samples_per_s": counters["accuracy_pass"]["samples_per_s"],
         "judge": result.get("judge"),
-        "gate": gate.status(result),
+        "gate": gate.status_of(unpruned),
         **{k: result[k] for k in ("unit", "metric", "engine", "finished", "key", "directory")},
     }
 
@@ -64,6 +66,8 @@ def display(cells: pd.DataFrame) -> pd.DataFrame:
     marks = cells["failed"].map(lambda n: "!" if n else "")
     marks += [_gate_mark(*pair) for pair in zip(cells["method"], cells["gate"], strict=True)]
     shown["score"] = cells["score"].map("{:.2f}".format) + marks
+    if (cells["retained"].notna() & (cells["method"] != "none")).any():
+        shown["retained"] = cells["retained"].map(lambda r: "-" if pd.isna(r) else f"{r:.1f} %")
     answered = cells["n"] - cells["failed"]
     shown["n"] = [
         f"{a}/{n}" if a != n else str(n) for a, n in zip(answered, cells["n"], strict=True)

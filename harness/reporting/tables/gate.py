@@ -160,22 +160,33 @@ def is_baseline(result: Mapping[str, Any]) -> bool:
 
 def baseline_key(result: Mapping[str, Any]) -> str:
     """Key of the unpruned cell with the same model, data, engine, batch and precision."""
-    identity = {**result["identity"], "method": {"name": "none"}}
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+    identity = result["identity"]
+    # The text tower that a method reads the question with is no part of the unpruned model.
+    model = {k: v for k, v in identity.get("model", {}).items() if k != "clip"}
+    unpruned = {**identity, "method": {"name": "none"}, "model": model}
+    return hashlib.sha256(canonical_json(unpruned).encode()).hexdigest()
+
+
+def baseline(result: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The finished unpruned cell under the very conditions of a result; itself if it is one.
+
+    It lies beside it in the store, under the key it must have; nothing else is searched.
+    """
+    if is_baseline(result):
+        return result
+    beside = Path(result["directory"]).parent / f"none-0-{baseline_key(result)[:8]}"
+    stored = index.read(beside)
+    return None if stored is None else stored.result
 
 
 def status(result: Mapping[str, Any], published: Path = PUBLISHED) -> str:
-    """Gate status of a stored result, through the unpruned cell it belongs to.
+    """Gate status of a stored result, through the unpruned cell it belongs to."""
+    return status_of(baseline(result), published)
 
-    That cell lies beside it in the store, under the key it must have; nothing else is searched.
-    """
-    if not is_baseline(result):
-        beside = Path(result["directory"]).parent / f"none-0-{baseline_key(result)[:8]}"
-        stored = index.read(beside)
-        if stored is None or stored.result is None:
-            return NOT_RUN
-        result = stored.result
-    return judge(result, published).status
+
+def status_of(unpruned: Mapping[str, Any] | None, published: Path = PUBLISHED) -> str:
+    """Gate status of an unpruned cell, or of there being none."""
+    return NOT_RUN if unpruned is None else judge(unpruned, published).status
 
 
 def mark(status: str) -> str:

@@ -55,6 +55,7 @@ class Found:
     answered: int = 0
     reason: str = ""
     marks: list[str] = field(default_factory=list)
+    unpruned: Mapping[str, Any] | None = None  # the unpruned run under the same conditions
 
     @property
     def done(self) -> bool:
@@ -147,6 +148,14 @@ def find(table: Table, results: Path) -> list[Found]:
     return found
 
 
+def by_place(found: Iterable[Found]) -> dict[tuple[str, str], list[Found]]:
+    """The runs of each row and benchmark, in the order of the table."""
+    places: dict[tuple[str, str], list[Found]] = {}
+    for cell in found:
+        places.setdefault((cell.wanted.row.key, cell.wanted.bench), []).append(cell)
+    return places
+
+
 def _ratio(cell: Wanted) -> Any:
     return cell.asked["method"].get("ratio")
 
@@ -219,7 +228,8 @@ def _mark(found: Sequence[Found]) -> None:
             cell.marks.insert(0, "!")
         if result["metric"] != _metric(cell.wanted.config):
             cell.marks.append("e")
-        if gate.mark(gate.status(result)):
+        cell.unpruned = gate.baseline(result)
+        if gate.mark(gate.status_of(cell.unpruned)):
             cell.marks.append(gate.MARK)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtprune.harness.cost.conventions import MEANING as MEANING_OF_COST
-from vtprune.harness.reporting.tables import gate, lookup, published, speed
+from vtprune.harness.reporting.tables import gate, lookup, published, retained, speed
 from vtprune.harness.reporting.tables.analysis import (
     NOT_FROM_BEST,
     NOT_FROM_RANDOM,
@@ -30,11 +30,13 @@ MEANING = {
     "scores of this row",
     speed.UNSETTLED: "stages and whole call of this timing differ by more than "
     f"{100 * speed.AGREEMENT:.0f} %: repeat it (force=true)",
+    retained.OTHER_CONDITIONS: "its unpruned run has other package versions, another device, dtype "
+    "or kernel",
     OTHER_COUNT: "compute counted under another convention than this column, see the CSV",
 }
 HEADINGS = {
-    "average": "Avg", "macs": "MACs", "removal": "removed %", "throughput": "samples/s",
-    "speedup": "speed-up", "agreement": "agreement %",
+    "average": "Avg", "retained": "retained %", "macs": "MACs", "removal": "removed %",
+    "throughput": "samples/s", "speedup": "speed-up", "agreement": "agreement %",
 }  # fmt: skip
 HOLES = {
     lookup.MISSING: "·", lookup.RUNNING: "running", lookup.FAILED: "failed",
@@ -227,6 +229,9 @@ def details(value: Value) -> list[str]:
     told = []
     if value.column in speed.COLUMNS:
         told = _timing_details(value)
+    elif value.column == retained.COLUMN and value.low is not None and value.high is not None:
+        told.append(f"95 % interval {value.low:.2f} to {value.high:.2f}, paired with the unpruned "
+                    f"runs over {value.n} samples")  # fmt: skip
     elif value.low is not None and value.high is not None:
         told.append(f"95 % interval {value.low:.2f} to {value.high:.2f}, {value.n} samples")
     if value.spread is not None:
@@ -342,10 +347,13 @@ def notes(grid: Grid, options: Options) -> list[str]:
         counted = MEANING_OF_COST[grid.table.cost]
         told.append(f"{_compute_heading(grid)}: of a prefill, counted as {grid.table.cost} "
                     f"({counted})")  # fmt: skip
+    if retained.COLUMN in grid.columns:
+        told.append(retained.meaning(grid.table))
     if grid.timed:
         told.append(speed.conditions(grid.timed))
     told += grid.table.notes
-    results = [cell.result for cell in grid.found if cell.result]
+    done = [cell for cell in grid.found if cell.result]
+    results = [cell.result for cell in done if cell.result]
     if any(result["data"] == "mini" for result in results):
         told.append("data=mini: drawn stand-in images, not the benchmark; compare rows only")
     if any(result.get("judge") == "rule" for result in results):
@@ -353,7 +361,7 @@ def notes(grid: Grid, options: Options) -> list[str]:
     there = grid.marks()
     told += [f"{mark} {meaning}" for mark, meaning in MEANING.items() if mark in there - {"†"}]
     if gate.MARK in there:
-        told += gate.explanations(gate.status(r) for r in results)
+        told += gate.explanations(gate.status_of(cell.unpruned) for cell in done)
     statuses = {value.status for value in grid.values.values()}
     signs = {lookup.MISSING: "not run yet", lookup.IMPOSSIBLE: "impossible, see the CSV"}
     told += [f"{HOLES[s]} {meaning}" for s, meaning in signs.items() if s in statuses]

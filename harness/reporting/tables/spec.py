@@ -7,6 +7,7 @@
     budgets     ratio -> budget that is asked for instead; the ratio then only names the row
     extras, best, conventions, notes   what else is shown, what the bold numbers are the best of
     cost        the convention in which the column macs is counted
+    retained    benchmarks that the column retained is a mean over, if not all
     published   the paper's own numbers in results/published, for compare=paper
 """
 
@@ -28,11 +29,12 @@ ROW_KEYS = {
 }  # fmt: skip
 KEYS = (
     "title", "settings", "columns", "rows", "budgets", "extras", "best", "cost", "notes",
-    "published", "conventions",
+    "published", "conventions", "retained",
 )  # fmt: skip
 BEST_OF = ("ratio", "block")
 PAPER = "paper_gprune"  # how the G-Prune paper counts compute
-EXTRAS = ("average", "macs", "removal", "throughput", "speedup", "agreement")
+RETAINED = "retained"  # a column of every table
+EXTRAS = ("average", RETAINED, "macs", "removal", "throughput", "speedup", "agreement")
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Table:
     published: Mapping[str, Any] = field(default_factory=dict)
     conventions: Mapping[str, Any] = field(default_factory=dict)
     cost: str = PAPER
+    retained: tuple[str, ...] = ()
 
     def cells(self) -> list[Wanted]:
         """Every cell, row by row."""
@@ -130,12 +133,13 @@ def load(
         rows=tuple(r for entry in content["rows"] for r in _rows(name, entry, budgets)),
         benches=tuple(content["columns"]),
         settings=settings,
-        extras=tuple(_checked_extras(name, content.get("extras", ()))),
+        extras=_checked_extras(name, content.get("extras", ())),
         best=content.get("best", "ratio"),
         notes=tuple(content.get("notes", ())),
         published=content.get("published") or {},
         conventions=content.get("conventions") or {},
         cost=content.get("cost", PAPER),
+        retained=_checked_retained(name, content),
     )
 
 
@@ -168,11 +172,24 @@ def _settings_of(changes: Mapping[str, Any]) -> dict[str, Any]:
     return dict(changes)
 
 
-def _checked_extras(table: str, extras: Any) -> list[str]:
+def _checked_extras(table: str, extras: Any) -> tuple[str, ...]:
     for extra in extras:
         if extra not in EXTRAS:
             raise ConfigError(f"conf/table/{table}: " + unknown("extra column", extra, EXTRAS))
-    return list(extras)
+    if RETAINED in extras:
+        return tuple(extras)
+    place = extras.index("average") + 1 if "average" in extras else 0
+    return (*extras[:place], RETAINED, *extras[place:])
+
+
+def _checked_retained(table: str, content: Mapping[str, Any]) -> tuple[str, ...]:
+    wanted = content.get("retained") or ()
+    for bench in wanted:
+        if bench not in content["columns"]:
+            raise ConfigError(
+                f"conf/table/{table}: retained: " + unknown("column", bench, content["columns"])
+            )
+    return tuple(wanted)
 
 
 def _rows(

@@ -7,8 +7,9 @@ draws are seeded: the same journals give the same numbers.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -18,10 +19,13 @@ from scipy import stats
 DRAWS = 5000
 LEVEL = 0.95
 ALPHA = 0.05
-_CHUNK = 2_000_000  # numbers of one block of resampling weights: 16 MB
-_KEPT = 4  # blocks of weights that are kept for the next statistic: 64 MB at most
+_BLOCK = 2_000_000  # numbers that are worked on at a time: 16 MB
+_KEPT = 3  # sets of weights that are kept for the next statistic ...
+_MOST = 50_000_000  # ... of so many numbers of two bytes: 300 MB at most
+_MANY = 5000  # images, above which a fifth of the draws does
 
 Array = NDArray[np.float64]
+Counts = NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,46 @@ class Statistic:
 
     terms: Array
     value: Callable[[Array], Array]
+    parts: tuple[Statistic, ...] = ()
+    _sums: dict[tuple[int, int], Array] = field(default_factory=dict, compare=False, repr=False)
 
     def observed(self) -> float:
         return float(self.value(self.terms.sum(axis=0)))
+
+    def resampled(self, draws: int, seed: int = 0) -> Array:
+        """Weighted sums ``[draws, t]``. Statistics over equally many images see the same draws.
+
+        They are kept: interval, tests and ratios of a score all ask for them.
+        """
+        if (draws, seed) not in self._sums:
+            made = [part.resampled(draws, seed) for part in self.parts]
+            self._sums[draws, seed] = (
+                np.concatenate(made, axis=1) if made else _resampled(self.terms, draws, seed)
+            )
+        return self._sums[draws, seed]
+
+    def values(self, draws: int, seed: int = 0) -> Array:
+        """The score ``[draws]`` under each draw."""
+        return self.value(self.resampled(draws, seed))
+
+
+def draws_for(statistic: Statistic) -> int:
+    """How often images are drawn; a fifth for very many images, whose interval is narrow."""
+    return DRAWS if len(statistic.terms) <= _MANY else DRAWS // 5
+
+
+def mean_of_statistics(parts: Sequence[Statistic]) -> Statistic:
+    """The mean of several scores over the same images, e.g. of the seeds of one row."""
+    if len(parts) == 1:
+        return parts[0]
+    edges = np.cumsum([part.terms.shape[1] for part in parts])[:-1]
+
+    def value(sums: Array) -> Array:
+        split = np.split(sums, edges, axis=-1)
+        return np.mean([m.value(s) for m, s in zip(parts, split, strict=True)], axis=0)
+
+    terms = np.concatenate([part.terms for part in parts], axis=1)
+    return Statistic(terms, value, tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -80,12 +121,11 @@ def mme(
     right: Sequence[bool], clusters: NDArray[np.int64], categories: Sequence[str]
 ) -> Statistic:  # fmt: skip
     """MME: per category 100 x share of right answers + 100 x share of images all right."""
-    n, names = int(clusters.max()) + 1, sorted(set(categories))
+    n = int(clusters.max()) + 1
+    names, columns = np.unique(np.asarray(categories), return_inverse=True)
     hits, asked = np.zeros((n, len(names))), np.zeros((n, len(names)))
-    for cluster, category, hit in zip(clusters, categories, right, strict=True):
-        column = names.index(category)
-        hits[cluster, column] += hit
-        asked[cluster, column] += 1
+    np.add.at(hits, (clusters, columns), np.asarray(right, dtype=float))
+    np.add.at(asked, (clusters, columns), 1)
     pairs = (asked > 0).astype(float)
     terms = np.concatenate([hits, asked, (hits == asked) * pairs, pairs], axis=1)
 
@@ -98,46 +138,58 @@ def mme(
     return Statistic(terms, value)
 
 
-def _draw(rng: np.random.Generator, n: int, size: int) -> Array:
-    """How often each of ``n`` images is drawn: ``[size, n]``."""
-    return rng.multinomial(n, np.full(n, 1 / n), size=size).astype(float)
+def _draw(rng: np.random.Generator, n: int, size: int) -> Counts:
+    """How often each of ``n`` images is drawn, ``[size, n]``: ``n`` of them, with replacement.
+
+    Counting drawn places is the multinomial distribution, and much faster than drawing from it
+    image by image.
+    """
+    places = rng.integers(0, n, size=(size, n), dtype=np.int64)
+    places += (n * np.arange(size))[:, None]
+    return np.bincount(places.ravel(), minlength=size * n).astype(np.uint16).reshape(size, n)
 
 
-@lru_cache(maxsize=_KEPT)
-def _whole(n: int, draws: int, seed: int) -> Array:
-    """All weights ``[draws, n]`` in one block; the cells of a table ask for the same ones."""
-    weights = _draw(np.random.default_rng(seed), n, draws)
-    weights.flags.writeable = False
-    return weights
-
-
-def _weights(n: int, draws: int, seed: int) -> Iterator[Array]:
-    """The weights ``[draws, n]`` in blocks; more than one block is drawn anew each time."""
-    step = max(1, _CHUNK // n)
-    if draws <= step:
-        yield _whole(n, draws, seed)
-        return
-    rng = np.random.default_rng(seed)
+def _drawn(n: int, draws: int, seed: int) -> Iterator[Counts]:
+    rng, step = np.random.default_rng(seed), max(1, _BLOCK // n)
     for start in range(0, draws, step):
         yield _draw(rng, n, min(step, draws - start))
 
 
-def _resampled(terms: Sequence[Array], draws: int, seed: int) -> list[Array]:
-    """Weighted sums ``[draws, t]`` of each of ``terms``, all under the same draws of images."""
-    out = [[] for _ in terms]
-    for weights in _weights(len(terms[0]), draws, seed):
-        for block, term in zip(out, terms, strict=True):
-            block.append(weights @ term)
-    return [np.concatenate(blocks) for blocks in out]
+@lru_cache(maxsize=_KEPT)
+def _whole(n: int, draws: int, seed: int) -> Counts:
+    """All weights ``[draws, n]``; the cells of a table ask for the same ones."""
+    weights = np.concatenate(list(_drawn(n, draws, seed)))
+    weights.flags.writeable = False
+    return weights
+
+
+def _weights(n: int, draws: int, seed: int) -> Iterator[Counts]:
+    """The weights ``[draws, n]`` in blocks; more than can be kept are drawn anew each time."""
+    if n * draws > _MOST:
+        yield from _drawn(n, draws, seed)
+        return
+    whole, step = _whole(n, draws, seed), max(1, _BLOCK // n)
+    for start in range(0, draws, step):
+        yield whole[start : start + step]
+
+
+def _resampled(terms: Array, draws: int, seed: int) -> Array:
+    """Weighted sums ``[draws, t]`` of ``terms [n, t]``."""
+    blocks = _weights(len(terms), draws, seed)
+    return np.concatenate([weights.astype(float) @ terms for weights in blocks])
 
 
 def interval(
     statistic: Statistic, *, draws: int = DRAWS, level: float = LEVEL, seed: int = 0
 ) -> Interval:
     """Percentile bootstrap interval, images resampled with replacement."""
-    (sums,) = _resampled([statistic.terms], draws, seed)
-    low, high = np.quantile(statistic.value(sums), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(statistic.observed(), float(low), float(high))
+    return Interval(statistic.observed(), *percentiles(statistic.values(draws, seed), level))
+
+
+def percentiles(values: Array, level: float = LEVEL) -> tuple[float, float]:
+    """Both ends of the percentile interval of resampled values."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def mcnemar(first: Sequence[float], second: Sequence[float]) -> float:
@@ -157,12 +209,36 @@ def paired_bootstrap(
     The p-value is the smallest level at which the percentile interval leaves out zero; it is never
     below ``2 / (draws + 1)``.
     """
-    sums = _resampled([first.terms, second.terms], draws, seed)
-    difference = first.value(sums[0]) - second.value(sums[1])
-    low, high = np.quantile(difference, [(1 - level) / 2, (1 + level) / 2])
+    difference = first.values(draws, seed) - second.values(draws, seed)
+    low, high = percentiles(difference, level)
     below, above = int((difference <= 0).sum()), int((difference >= 0).sum())
     p = min(1.0, 2 * (min(below, above) + 1) / (draws + 1))
-    return first.observed() - second.observed(), float(low), float(high), p
+    return first.observed() - second.observed(), low, high, p
+
+
+def mean_ratio(
+    pairs: Sequence[tuple[str, Statistic, Statistic]], *, level: float = LEVEL, seed: int = 0
+) -> tuple[float, float] | None:
+    """Percentile interval of the mean over benchmarks of score / unpruned score.
+
+    Both scores of a benchmark are taken under the same draws of its images; benchmarks are drawn
+    independently of each other. None where an unpruned score can be resampled to 0.
+
+    Args:
+        pairs: name of the benchmark (it fixes its draws), score, unpruned score. Both are over
+            the same images.
+    """
+    draws = min(draws_for(pruned) for _, pruned, _ in pairs)
+    total = np.zeros(draws)
+    for name, pruned, full in pairs:
+        below = full.values(draws_for(full), seed)[:draws]
+        if not np.all(below > 0):
+            return None
+        ratio = pruned.values(draws_for(pruned), seed)[:draws] / below
+        # All benchmarks see the same stream of draws: put in an order of its own for each.
+        order = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(draws)
+        total += ratio[order]
+    return percentiles(total / len(pairs), level)
 
 
 def compare(
