@@ -87,12 +87,17 @@ def _labelled(label: Any, ratio: Any, notes: list[str]) -> float:
     tokens = LABELLED_TOKENS
     if not isinstance(label, int) or isinstance(label, bool) or not 0 < label < tokens:
         raise ConfigError(f"method.nominal must be a label in (0, {tokens}), got {label!r}")
-    named = round(1 - label / tokens, 4)
+    named = labelled_ratio(label)
     if ratio is not None and abs(ratio - named) > 0.001:
         raise ConfigError(f"method.nominal={label} is ratio {named} by its label, not {ratio}; "
                           "leave ratio out")  # fmt: skip
     notes.append(f"nominal={label}: ratio={named} is the label; `removed` says what was removed")
     return named
+
+
+def labelled_ratio(label: int) -> float:
+    """The ratio that a run under a label of the published tables is known by."""
+    return round(1 - label / LABELLED_TOKENS, 4)
 
 
 def check_numbers(config: Config) -> None:

@@ -10,7 +10,15 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from vtprune.harness.request import benches, defaults, known, method_options, own_class, words
+from vtprune.harness.request import (
+    benches,
+    check,
+    defaults,
+    known,
+    method_options,
+    own_class,
+    words,
+)
 from vtprune.harness.request import identity as cell
 from vtprune.harness.request.errors import ConfigError, did_you_mean, one_line
 
@@ -129,4 +137,6 @@ def method_of(config: dict[str, Any]) -> dict[str, Any]:
 def _ratio(config: Mapping[str, Any]) -> float | None:
     if config["method"]["name"] == "none":
         return 0.0
+    if isinstance(label := config["method"].get("nominal"), int):
+        return check.labelled_ratio(label)
     return None if config["ratio"] is None else float(config["ratio"])

@@ -1,4 +1,16 @@
-"""The paper's own numbers for the cells of a table, from results/published."""
+"""The paper's own numbers for the cells of a table, from results/published.
+
+What a table says of them, under ``published``:
+
+    file         their file; a number is in ``value``, its benchmark in ``benchmark``
+    match        field of the file -> entry of a row (name, ratio, an option), or what the row says
+                 itself under ``published``
+    columns      benchmark of ours -> what the file calls it
+    scale        benchmark -> factor, where the paper prints another unit
+    average, retained    what the file calls these means
+    extras       column -> field of the file
+    annotations  what is known to be inconsistent
+"""
 
 from __future__ import annotations
 
@@ -7,10 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from vtprune.harness.reporting.tables.gate import PUBLISHED
-from vtprune.harness.reporting.tables.spec import PAPER, Row, Table
+from vtprune.harness.reporting.tables.spec import PAPER, RETAINED, Row, Table
 
 
 def values(table: Table, folder: Path = PUBLISHED) -> dict[tuple[str, str], float]:
@@ -23,13 +36,35 @@ def values(table: Table, folder: Path = PUBLISHED) -> dict[tuple[str, str], floa
         own = [line for line in lines if _is(line, row, about["match"])]
         for column, printed in about["columns"].items():
             if column in table.benches:
-                _take(found, row, column, own, printed, "value")
+                _take(found, row, column, own, printed, about.get("scale", {}).get(column, 1))
         if "average" in about:
-            _take(found, row, "average", own, about["average"], "value")
+            _take(found, row, "average", own, about["average"])
+        if "retained" in about and not derives_retained(table):
+            _take(found, row, RETAINED, own, about["retained"])
         for column, field in about.get("extras", {}).items():
             if own and (column != "macs" or same_count(table)):
                 found[row.key, column] = float(own[0][field])
-    return found
+    return found | (_retained(table, found) if derives_retained(table) else {})
+
+
+def derives_retained(table: Table) -> bool:
+    """True if the published retained mean is not printed, or is one over other columns."""
+    about = table.published or {}
+    return "retained" not in about or {*about["columns"]} != {*(table.retained or table.benches)}
+
+
+def _retained(
+    table: Table, found: Mapping[tuple[str, str], float]
+) -> dict[tuple[str, str], float]:  # fmt: skip
+    """The mean that follows from the printed columns, where all of them are printed."""
+    benches = table.retained or table.benches
+    base = next((row.key for row in table.rows if row.is_baseline), None)
+    made = {}
+    for row in table.rows:
+        if all((key, bench) in found for key in (row.key, base) for bench in benches):
+            shares = [found[row.key, b] / found[str(base), b] for b in benches]
+            made[row.key, RETAINED] = 100 * fmean(shares)
+    return made
 
 
 def count_of(table: Table) -> str:
@@ -83,15 +118,19 @@ def _take(
     column: str,
     lines: list[dict[str, str]],
     printed: str,
-    field: str,
+    scale: float = 1,
 ) -> None:
     for line in lines:
         if line["benchmark"] == printed:
-            found[row.key, column] = float(line[field])
+            found[row.key, column] = scale * float(line["value"])
 
 
 def _is(line: Mapping[str, str], row: Row, match: Mapping[str, str]) -> bool:
-    return all(_equal(line[field], _of(row, name)) for field, name in match.items())
+    said = row.published
+    return all(
+        _equal(line[field], said[field] if field in said else _of(row, name))
+        for field, name in match.items()
+    )
 
 
 def _of(row: Row, name: str) -> Any:

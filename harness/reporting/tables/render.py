@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,8 +104,10 @@ def body(grid: Grid, row: Row, column: str, options: Options) -> str:
     return text
 
 
-def _paper(grid: Grid, row: Row, column: str) -> str:
-    printed = published.values(grid.table).get((row.key, column))
+def _paper(
+    grid: Grid, row: Row, column: str, values: Mapping[tuple[str, str], float]
+) -> str:  # fmt: skip
+    printed = values.get((row.key, column))
     if printed is None or (column == "macs" and _giga(grid)[1] != "T"):
         return ""  # a model a thousand times smaller
     value = grid.at(row, column).value
@@ -122,14 +124,14 @@ def cells(
     escape: Callable[[str], str] = str,
 ) -> list[list[str]]:
     """All lines of the table as strings: label, ratio, one entry per column."""
-    lines = []
+    lines, paper = [], published.values(grid.table) if options.paper else {}
     for row in grid.table.rows:
         line = [escape(row_label(row)), f"{row.ratio:.3g}" if row.ratio else "-"]
         for column in grid.columns:
             value = grid.at(row, column)
             text = escape(body(grid, row, column, options))
             text = (bold(text) if value.best else text) + mark(value.marks)
-            line.append(text + (escape(_paper(grid, row, column)) if options.paper else ""))
+            line.append(text + escape(_paper(grid, row, column, paper)))
         lines.append(line)
     return lines
 
@@ -200,24 +202,32 @@ def latex(grid: Grid, options: Options) -> str:
 
 def html_table(grid: Grid, options: Options) -> str:
     """The table element alone; interval, agreement and tests are its tooltips."""
-    titles = _titles(grid, "Method", "Ratio")
+    titles, paper = _titles(grid, "Method", "Ratio"), {}
+    if options.paper:
+        paper = published.values(grid.table)
     head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
     rows = []
     for row in grid.table.rows:
         ratio = f"{row.ratio:.3g}" if row.ratio else "-"
         line = f'<th scope="row">{html.escape(row_label(row))}</th><td>{ratio}</td>'
-        line += "".join(_html_cell(grid, row, column, options) for column in grid.columns)
+        line += "".join(_html_cell(grid, row, column, options, paper) for column in grid.columns)
         rows.append(f'<tr class="ours">{line}</tr>' if row.ours else f"<tr>{line}</tr>")
     body_ = "\n".join(rows)
     return f'<table class="grid"><thead><tr>{head}</tr></thead><tbody>\n{body_}\n</tbody></table>'
 
 
-def _html_cell(grid: Grid, row: Row, column: str, options: Options) -> str:
+def _html_cell(
+    grid: Grid,
+    row: Row,
+    column: str,
+    options: Options,
+    printed: Mapping[tuple[str, str], float],
+) -> str:
     value = grid.at(row, column)
     shown = html.escape(body(grid, row, column, options))
     shown = f"<b>{shown}</b>" if value.best else shown
     marks = f"<sup>{html.escape(''.join(value.marks))}</sup>" if value.marks else ""
-    paper = html.escape(_paper(grid, row, column)) if options.paper else ""
+    paper = html.escape(_paper(grid, row, column, printed))
     sort = "" if value.value is None else f' data-sort="{value.value:.6f}"'
     title = html.escape("; ".join(details(value)), quote=True)
     kind = "" if value.value is not None else ' class="hole"'
@@ -383,6 +393,8 @@ def _paper_notes(grid: Grid) -> list[str]:
     for (row, column), note in published.annotations(grid.table).items():
         if any(r.key == row for r in grid.table.rows) and column in grid.columns:
             told.append(f"§ {row}, {heading(column)}: {note}")
+    if retained.COLUMN in grid.columns and published.derives_retained(grid.table):
+        told.append("published retained %: computed here from the published columns")
     if "macs" in grid.columns and not published.same_count(grid.table):
         told.append(f"the published compute is counted under {published.count_of(grid.table)}: "
                     "not compared")  # fmt: skip
