@@ -133,3 +133,10 @@ def test_modules_on_the_path_that_a_command_is_given_are_found(tmp_path):
     done = forked("-c", "import only_here", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.stdout == "found\n", done.stderr
     assert forked("-c", "import only_here").returncode == 1
+
+
+def test_what_only_children_of_a_command_read_is_handed_on():
+    code = "import os, subprocess; print(os.environ['LD_LIBRARY_PATH'], flush=True); " \
+           "subprocess.run('echo $LD_LIBRARY_PATH', shell=True)"  # fmt: skip
+    done = forked("-c", code, env={**os.environ, "LD_LIBRARY_PATH": "/no/such/folder"})
+    assert done.stdout.split() == ["/no/such/folder"] * 2

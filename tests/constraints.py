@@ -1,6 +1,6 @@
 """The versions of constraints.txt: compared with what is installed, or written from it.
 
-`python scripts/constraints.py` says what is installed and not pinned, or in another version;
+`python -m tests.constraints` says what is installed and not pinned, or in another version;
 `--write` renews the block below the line "# what these need in turn" and leaves the rest alone.
 Whatever the project reaches through the requirements of its requirements is pinned, because a
 release of a package nobody here imports has stopped the engines before.
@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 FILE = Path(__file__).resolve().parents[1] / "constraints.txt"
 PROJECT = "visual-token-pruning"
-MARK = "# What these need in turn, written by scripts/constraints.py --write."
+MARK = "# What these need in turn, written by python -m tests.constraints --write."
 
 
 def reached(name: str = PROJECT, extras: frozenset[str] = frozenset({"test"})) -> dict[str, str]:
