@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vtprune.models import pictures
 from vtprune.models import processor as processors
 from vtprune.models.errors import ModelLoadError
 
@@ -18,7 +19,11 @@ _THREADS = torch.get_num_threads()
 
 @dataclass(frozen=True)
 class VLM:
-    """A model ready to answer, with what it was loaded as."""
+    """A model ready to answer, with what it was loaded as.
+
+    Attributes:
+        prepare: what becomes of a picture (RGB, PIL) before the processor gets it.
+    """
 
     model: Any
     processor: Any
@@ -27,6 +32,7 @@ class VLM:
     dtype: str
     attention: str = "sdpa"
     notes: tuple[str, ...] = ()
+    prepare: pictures.Preparation = field(default_factory=pictures.Preparation)
 
 
 def load(cfg: Mapping[str, Any]) -> VLM:
@@ -39,6 +45,7 @@ def load(cfg: Mapping[str, Any]) -> VLM:
             (CPU threads of this process; None: torch decides), and ``device_map`` (``auto``: spread
             the layers over all devices with accelerate; None: the whole model on ``device``).
             ``chat_template`` (a file or the name of one that ships; None: the checkpoint's own).
+            ``processor`` (options of ``model.processor``; those left out are the checkpoint's).
             ``weights="random"`` builds the file ``architecture`` with random weights instead and
             has no processor: it computes as much as the real model, and answers nonsense.
 
@@ -55,14 +62,18 @@ def load(cfg: Mapping[str, Any]) -> VLM:
     dtype = str(cfg.get("dtype", "auto"))
     torch.set_num_threads(int(cfg.get("threads") or _THREADS))
     spread, template = cfg.get("device_map"), cfg.get("chat_template")
-    key = (path, str(revision), device, dtype, attention, str(spread), str(random), str(template))
+    options = {k: v for k, v in (cfg.get("processor") or {}).items() if v is not None}
+    told = (path, revision, device, dtype, attention, spread, random, template)
+    key = (*map(str, told), str(sorted(options.items())))
     if key not in _CACHE:
         _CACHE.clear()  # one model at a time: two of them rarely fit on one device
         name = str(cfg.get("name", path))
         if random:
             _CACHE[key] = _random(path, device, dtype, attention, name)
         else:
-            _CACHE[key] = _load(path, revision, device, dtype, attention, name, spread, template)
+            _CACHE[key] = _load(
+                path, revision, device, dtype, attention, name, spread, template, options
+            )
     return _CACHE[key]
 
 
@@ -98,6 +109,7 @@ def _load(
     name: str,
     spread: Any = None,
     template: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> VLM:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -109,11 +121,13 @@ def _load(
         where["local_files_only"] = True
     try:
         wanted = _dtype(dtype, device, path, revision)
-        config = AutoConfig.from_pretrained(path, **where)
+        config = pictures.configured(AutoConfig.from_pretrained(path, **where), options or {})
         _check_layers(config, path)
         processor, notes = processors.load(path, config, where, template)
+        pictures.limit(processor, options or {})
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path,
+            config=config,
             dtype=wanted,
             attn_implementation=attention,
             use_safetensors=True,
@@ -141,7 +155,8 @@ def _load(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     made = VLM(
-        model, processor, name, device, str(wanted).removeprefix("torch."), attention, notes
+        model, processor, name, device, str(wanted).removeprefix("torch."), attention, notes,
+        pictures.preparation(options or {}, config, processor),
     )  # fmt: skip
     processors.check(made)
     return made

@@ -13,6 +13,7 @@ from PIL import Image
 from tests import checkpoint_tools
 from vtprune.harness.cell.answerer import ModelAnswerer, chat_inputs
 from vtprune.harness.evaluation.engines.base import Question
+from vtprune.harness.request.presets import Settings
 from vtprune.models import prune
 from vtprune.models.errors import ModelLoadError
 from vtprune.models.load import load
@@ -40,7 +41,7 @@ def ask(number, images=1, prompt="What is it?"):
 
 def answers(vlm, questions, method="gprune", **options):
     with prune(vlm.model, method, **options) as run:
-        answerer = ModelAnswerer(vlm, run, max_new_tokens=6)
+        answerer = ModelAnswerer(vlm, run, Settings("checkpoint", max_new_tokens=6))
         return answerer.answer(questions)
 
 
@@ -78,7 +79,7 @@ def test_what_was_measured_is_in_the_answer(vlm):
 
 def test_generated_tokens_count_the_end_token_but_no_padding(vlm):
     with prune(vlm.model, "none") as run:
-        answerer = ModelAnswerer(vlm, run, 4)
+        answerer = ModelAnswerer(vlm, run, Settings("checkpoint", max_new_tokens=4))
     end = vlm.model.generation_config.eos_token_id
     rows = torch.tensor([[7, end, 0, 0], [7, 7, 7, 7], [end, 0, 0, 0]])
     assert answerer._lengths(rows) == [2, 4, 1]
@@ -86,7 +87,7 @@ def test_generated_tokens_count_the_end_token_but_no_padding(vlm):
 
 def test_records_of_a_failed_batch_do_not_leak_into_the_next(vlm, monkeypatch):
     with prune(vlm.model, "random", ratio=0.5) as run:
-        answerer = ModelAnswerer(vlm, run, max_new_tokens=3)
+        answerer = ModelAnswerer(vlm, run, Settings("checkpoint", max_new_tokens=3))
         lm_head = vlm.model.lm_head
         hook = lm_head.register_forward_hook(lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):

@@ -36,6 +36,11 @@ REQUESTS: dict[str, dict[str, Any]] = {
                "model.prompt.system": "Be brief."},
     "vlmevalkit": {"method": "vispruner", "engine": "vlmevalkit",
                    "model.prompt.vlmevalkit": "llava"},
+    "padded": {"method": "gprune", "model.processor.do_pad": True,
+               "decoding.generation_config": "neutral"},
+    "pixels": {"method": "gprune", "model": "qwen2_vl_7b"},
+    "crops": {"method": "gprune", "model": "llava_next_7b",
+              "model.processor.image_grid_pinpoints": [[336, 672]]},
 }  # fmt: skip
 RUNTIME = {"device": "cuda:0", "dtype": "float16", "attention": "sdpa", "threads": 1,
            "device_map": None}  # fmt: skip
@@ -74,7 +79,8 @@ class Inputs:
 def inputs(request: str, **changes: Any) -> Inputs:
     config = wanted.compose({"ratio": 0.5, **REQUESTS[request]})
     config["paths"] = {"results": "results"}
-    return Inputs(config, **changes)
+    kinds = {"pixels": "qwen2_vl", "crops": "llava_next"}
+    return Inputs(config, **{"model_type": kinds.get(request, "llava"), **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +150,20 @@ CHANGES: dict[str, tuple[str, Callable[[Inputs], None]]] = {
     "engine": ("plain", put("config.engine.name", "vlmevalkit")),
     "system": ("prompt", put("config.model.prompt.system", "Be long.")),
     "decoding.max_new_tokens": ("plain", put("config.decoding.max_new_tokens", 8)),
+    "decoding.generation_config": ("padded", put("config.decoding.generation_config", None)),
+    "processor.do_pad": ("padded", put("config.model.processor.do_pad", False)),
+    "processor.image_grid_pinpoints": (
+        "crops", put("config.model.processor.image_grid_pinpoints", [[672, 336]])
+    ),
+    "processor.min_pixels": ("pixels", put("config.model.processor.min_pixels", 6272)),
+    "processor.max_pixels": ("pixels", put("config.model.processor.max_pixels", 802816)),
+    "processor.resize_min_pixels": (
+        "pixels", put("config.model.processor.resize_min_pixels", 6272)
+    ),
+    "processor.resize_max_pixels": (
+        "pixels", put("config.model.processor.resize_max_pixels", 401408)
+    ),
+    "processor.jpeg_quality": ("pixels", put("config.model.processor.jpeg_quality", 90)),
     # Rows of a batch are padded to one length: the last bits of their logits depend on it.
     "batch_size": ("plain", put("config.batch_size", 4)),
     "model.checkpoint": ("plain", put("checkpoint", "beef")),
@@ -269,7 +289,8 @@ IRRELEVANT_GROUPS = (
 ANSWERING = {
     "ratio": 0.6, "seed": 1, "batch_size": 4, "decoding.max_new_tokens": 8, "engine.name": None,
     "model.prompt.lmms_eval": "qwen_vl", "model.prompt.system": "Be brief.",
-    "model.chat_template": "llava",
+    "model.chat_template": "llava", "model.preset": "lmms_eval", "model.processor.do_pad": True,
+    "decoding.generation_config": "neutral",
     "bench.name": "other", "bench.limit": 8, "bench.indices": [3], "bench.subset": "10%",
     "bench.judge": "rule", "bench.engines.lmms_eval.task": "other",
 }  # fmt: skip

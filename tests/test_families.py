@@ -14,6 +14,7 @@ from vtprune import methods
 from vtprune.harness.cell.answerer import ModelAnswerer, chat_inputs
 from vtprune.harness.evaluation.data.images import as_rgb
 from vtprune.harness.evaluation.engines.base import Question
+from vtprune.harness.request.presets import Settings
 from vtprune.models import prune
 from vtprune.models.load import load
 
@@ -40,7 +41,7 @@ def ask(number, *images):
 def answers(vlm, questions, name="gprune", **changes):
     method = built(name, vlm.model.config.model_type, **changes)
     with prune(vlm.model, method) as run:
-        return ModelAnswerer(vlm, run, max_new_tokens=5).answer(questions)
+        return ModelAnswerer(vlm, run, Settings("checkpoint", max_new_tokens=5)).answer(questions)
 
 
 @functools.cache

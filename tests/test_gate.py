@@ -170,3 +170,45 @@ def test_the_papers_baseline_row_is_in_the_gate():
                    if r["method"] == "baseline"}  # fmt: skip
     ours = {r["bench"]: r["value"] for r in rows() if "Table 1" in r["source"]}
     assert sorted(printed.values()) == sorted(ours.values()) and len(ours) == 8
+
+
+@pytest.fixture
+def under_presets(tmp_path):
+    fields = [*FIELDS.split(), "preset"]
+    number = ["a/b", "hub", "gqa", "exact_match", "62.0", "%", "1.0", "yes", "lmms_eval", "p", "s"]
+    rows = [[*number, "", "llava_scripts"], [*number, "for pope", ""]]
+    rows[1][2:4] = ["pope", "pope_accuracy"]
+    with (tmp_path / "baselines.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([fields, *rows])
+    return tmp_path
+
+
+def test_a_number_of_another_preset_stands_beside_the_run_and_never_judges_it(under_presets):
+    for measured in (0.62, 0.3):
+        verdict = gate.judge(result(metrics={"exact_match": measured}, preset="lmms_eval"),
+                             under_presets)  # fmt: skip
+        assert verdict.status == gate.ELSEWHERE
+        first, second = verdict.lines()
+        assert "under another model.preset" in first
+        assert "published 62.00 %" in second
+        assert "model.preset=llava_scripts, this run: lmms_eval" in second
+
+
+def test_a_number_of_the_same_preset_judges(under_presets):
+    made = {0.62: gate.PASSED, 0.3: gate.FAILED}
+    for measured, status in made.items():
+        run = result(metrics={"exact_match": measured}, preset="llava_scripts")
+        assert gate.judge(run, under_presets).status == status
+
+
+def test_a_number_whose_preset_is_not_stated_judges_as_before(under_presets):
+    run = result("pope", {"pope_accuracy": 0.62}, preset="vlmevalkit")
+    assert gate.judge(run, under_presets).status == gate.PASSED
+
+
+def test_every_deciding_number_we_ship_states_a_preset_that_exists():
+    from vtprune.harness.request import presets
+
+    for references in gate._published(gate.PUBLISHED).values():
+        for one in references:
+            assert one.preset in (presets.PRESETS if one.decides else (*presets.PRESETS, ""))

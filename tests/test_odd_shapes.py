@@ -16,6 +16,7 @@ from vtprune.harness.cell.answerer import ModelAnswerer
 from vtprune.harness.evaluation.data.images import as_rgb
 from vtprune.harness.evaluation.engines import vlm_table
 from vtprune.harness.evaluation.engines.base import Question
+from vtprune.harness.request.presets import Settings
 from vtprune.methods import build
 from vtprune.models import prune
 from vtprune.models.load import VLM
@@ -42,7 +43,7 @@ def answered(request):
     method = build("random", ratio=0.5)
     logs = Recorder(), Recorder()
     with torch.inference_mode(), prune(model, method) as run:
-        answerer = ModelAnswerer(vlm, run, 3)
+        answerer = ModelAnswerer(vlm, run, Settings("checkpoint", max_new_tokens=3))
         with logs[0].listening() as log:
             log.asking = ROWS
             together = answerer.answer(questions(ROWS))

@@ -19,6 +19,7 @@ from vtprune.harness.cell import sharing
 from vtprune.harness.cell.answerer import ModelAnswerer
 from vtprune.harness.cell.sharing import VisionCache, shared
 from vtprune.harness.evaluation.engines.base import Question
+from vtprune.harness.request.presets import Settings
 from vtprune.models import PruningRun, prune
 from vtprune.models.families.base import VisionCapture
 from vtprune.models.load import load
@@ -97,7 +98,7 @@ def answers(vlm, method, cache=None):
     asked = questions()
     with prune(vlm.model, method) as run:
         run.shared = cache
-        answerer = ModelAnswerer(vlm, run, max_new_tokens=5)
+        answerer = ModelAnswerer(vlm, run, Settings("checkpoint", max_new_tokens=5))
         given = [one for i in (0, 2) for one in answerer.answer(asked[i : i + 2])]
     return [(a.text, a.generated_tokens, a.extra["pruning"], a.extra["macs"]) for a in given]
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from vtprune.harness import cost
+from vtprune.harness.cell import effective
 from vtprune.harness.evaluation.data.images import as_rgb
 from vtprune.harness.evaluation.engines.base import Answer, Question
 from vtprune.harness.request.errors import HarnessError
+from vtprune.harness.request.presets import Settings
+from vtprune.models import generation, pictures
 from vtprune.models.load import VLM
 
 
@@ -21,13 +24,20 @@ class ModelAnswerer:
     Args:
         vlm: the loaded model.
         run: what ``models.prune`` yields; names the samples and hands out what was kept.
-        max_new_tokens: limit for tasks that set none themselves.
-        system: system message of every conversation; None: as the chat template has it.
+        settings: what stands between a question and the model.
+        on_first: called once, with what the first batch was turned into.
     """
 
-    def __init__(self, vlm: VLM, run: Any, max_new_tokens: int, system: str | None = None) -> None:
-        self.vlm, self.run, self.max_new_tokens = vlm, run, max_new_tokens
-        self.system = system
+    def __init__(
+        self,
+        vlm: VLM,
+        run: Any,
+        settings: Settings,
+        on_first: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.vlm, self.run, self.settings, self._on_first = vlm, run, settings, on_first
+        neutral = settings.generation_config == "neutral"
+        self.generation = generation.config(vlm.model, vlm.processor.tokenizer, neutral)
         if not getattr(vlm.processor, "chat_template", None):
             raise HarnessError(f"{vlm.name}: the processor has no chat template to prompt with")
 
@@ -44,15 +54,18 @@ class ModelAnswerer:
         return [answer for answer in answers if answer is not None]
 
     def _generate(self, batch: Sequence[Question], images: list[list[Any]]) -> list[Answer]:
+        rows = [[as_rgb(image) for image in row] for row in images]
         # A control may ask about smaller pictures, or about none.
         images, processor = self.run.reduce(
-            [[as_rgb(image) for image in row] for row in images], self.vlm.processor
+            pictures.prepared(self.vlm.prepare, rows), self.vlm.processor
         )
-        inputs = chat_inputs(self.vlm, batch, images, self.system, processor)
+        inputs = chat_inputs(self.vlm, batch, images, self.settings.system, processor)
+        self._tell_first(inputs)
         self.run.take()  # a batch that failed may have left records behind
         self.run.begin([q.sample_id for q in batch], questions=[q.prompt for q in batch])
         clock = FirstToken(self.vlm.device)
-        output = self._greedy(inputs, batch[0].max_new_tokens or self.max_new_tokens, clock)
+        limit = batch[0].max_new_tokens or self.settings.max_new_tokens
+        output = self._greedy(inputs, limit, clock)
         seconds = clock.stop()
         records = self.run.take()
         if len(records) != len(batch):
@@ -72,23 +85,23 @@ class ModelAnswerer:
 
     def _greedy(self, inputs: Any, limit: int, clock: FirstToken) -> torch.Tensor:
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), generation.in_force(self.vlm.model, self.generation):
                 return self.vlm.model.generate(
                     **inputs,
-                    do_sample=False,
-                    num_beams=1,
-                    temperature=None,
-                    top_p=None,
-                    top_k=None,
+                    **generation.GREEDY,
                     # A method that decides anew at every step needs the whole prompt each time.
                     use_cache=not getattr(self.run.method, "redecide", False),
                     max_new_tokens=limit,
-                    pad_token_id=self.vlm.processor.tokenizer.pad_token_id,
                     logits_processor=[clock],
                 )
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()  # the samples are asked again one by one and need the room
             raise
+
+    def _tell_first(self, inputs: Any) -> None:
+        if self._on_first is not None:
+            tell, self._on_first = self._on_first, None
+            tell(effective.describe(self.vlm, self.settings, self.generation, inputs))
 
     def _counts(self, record: Any) -> dict[str, Any]:
         config = self.vlm.model.config
@@ -107,8 +120,7 @@ class ModelAnswerer:
 
     def _lengths(self, new: torch.Tensor) -> list[int]:
         """Generated tokens of each row up to and including the end token."""
-        ends = self.vlm.model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]  # [None] matches nothing
+        ends = self.generation.eos_token_id or ()
         lengths = []
         for row in new.tolist():
             stop = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)

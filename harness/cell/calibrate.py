@@ -58,10 +58,11 @@ def collect_prompts(prepared: Prepared, vlm: Any, scratch: Path) -> list[dict[st
     """Model inputs of the calibration samples, worded by the engine itself."""
     from vtprune.harness.cell.answerer import chat_inputs
     from vtprune.harness.evaluation import engines
+    from vtprune.harness.evaluation.data.images import as_rgb
     from vtprune.harness.evaluation.engines.base import Answer, Job
-    from vtprune.harness.request import prompts as wordings
+    from vtprune.models.pictures import prepared as made_ready
 
-    request, system = prepared.request, wordings.system_of(prepared.request.model)
+    request, system = prepared.request, prepared.settings.system
     collected: list[dict[str, Any]] = []
 
     class Collector:
@@ -69,7 +70,8 @@ def collect_prompts(prepared: Prepared, vlm: Any, scratch: Path) -> list[dict[st
             for question in batch:
                 images = list(question.images())
                 if images:
-                    collected.append(dict(chat_inputs(vlm, [question], [images], system)))
+                    ready = made_ready(vlm.prepare, [[as_rgb(image) for image in images]])
+                    collected.append(dict(chat_inputs(vlm, [question], ready, system)))
             return [Answer("-") for _ in batch]
 
     class Nowhere:

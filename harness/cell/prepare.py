@@ -9,7 +9,7 @@ from vtprune.harness.cell import recipes
 from vtprune.harness.cost import solver
 from vtprune.harness.evaluation import prefetch
 from vtprune.harness.evaluation.data import source
-from vtprune.harness.request import benches, check, checkpoint, clip, device
+from vtprune.harness.request import benches, check, checkpoint, clip, device, presets
 from vtprune.harness.request import identity as cells
 from vtprune.harness.request.request import Request
 from vtprune.harness.store.cell import Store
@@ -37,8 +37,16 @@ class Prepared:
 
         where = self.runtime if on is None else replace(self.runtime, device=on)
         model = self.request.model
-        named = {"path": self.checkpoint.path, "name": model.name}
-        return load({**named, "chat_template": model.chat_template, **where.entries()})
+        return load({
+            "path": self.checkpoint.path, "name": model.name,
+            "chat_template": model.chat_template, "processor": self.settings.processor,
+            **where.entries(),
+        })  # fmt: skip
+
+    @property
+    def settings(self) -> presets.Settings:
+        """What stands between a picture with its question and the model."""
+        return presets.of(self.request.config, self.checkpoint.model_type)
 
 
 def prepare(asked: Request, *, sweep: bool = False) -> Prepared:
@@ -62,6 +70,7 @@ def prepare(asked: Request, *, sweep: bool = False) -> Prepared:
     with prefetch.named(request):
         found = checkpoint.find(request.model)
         tower = clip.find(request) if request.task == "cell" else None
+    presets.check_found(request.config, found.model_type)
     runtime = device.resolve(request.model, found.config)
     if request.task == "cell":
         request = recipes.resolve(request, found.fingerprint(), notes)
@@ -96,6 +105,7 @@ def _begun(asked: Request, sweep: bool) -> tuple[Request, list[str]]:
     """What every task begins with: it exists, its budget is solved, its ratio is a number."""
     notes: list[str] = []
     check.check_task(asked.task)
+    presets.of(asked.config)
     return check.completed(solver.resolve(asked, notes), sweep, notes), notes
 
 

@@ -13,7 +13,7 @@ from vtprune.harness.cell import meter, ranks
 from vtprune.harness.cell.prepare import Prepared
 from vtprune.harness.cell.progress import Progress, say
 from vtprune.harness.evaluation.engines.base import ShareAnswered
-from vtprune.harness.request import benches, prompts
+from vtprune.harness.request import benches
 from vtprune.harness.request.check import RETRY
 from vtprune.harness.request.errors import HarnessError
 from vtprune.harness.request.method import build_method, check_schedule
@@ -234,8 +234,8 @@ def _answer(
             share=share,
         )
         run.shared = sharing.enter(prepared.cell)
-        system = prompts.system_of(request.model)
-        answerer = ModelAnswerer(vlm, run, request.max_new_tokens, system)
+        tell = store.describe if group is None or group.first else None
+        answerer = ModelAnswerer(vlm, run, prepared.settings, tell)
         return engine.run(job, answerer)
 
 
@@ -262,6 +262,7 @@ def _result(prepared: Prepared, outcome: Any) -> dict[str, Any]:
         "metrics": outcome.metrics,
         "scales": bench.scales,
         "judge": bench.judge,
+        "preset": prepared.settings.preset,
         "checkpoint_id": benches.checkpoint_id(prepared.request.model, cell.identity),
         "n_samples": len(outcome.samples),
         "n_failed": len(failed),

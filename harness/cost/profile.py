@@ -36,13 +36,14 @@ def run_profile(request: Request) -> dict[str, Any]:
     method = build_method(request)
     described = shapes.architecture(request.model)
     model = shapes.skeleton(hf_config(described))
-    size = shapes.parse_size(request.image_size)
+    asked = shapes.parse_size(request.image_size)
+    size, limits = shapes.seen(asked, request, described)
     arch, text = architecture_of(model.config), request.text_tokens
     traced: dict[Any, Any] = {}
-    with shapes.picture(model, size, described.image_processor) as shown:
+    with shapes.picture(model, size, limits) as shown:
         layout, full = shown.layouts[0], shapes.record(model, shown.layouts, text)
         whole = _side(model, arch, shown, full, ledger.prefill_full(arch, full), traced)
-    with _picture(model, size, described.image_processor, method) as shown:
+    with _picture(model, size, limits, method) as shown:
         record = _planned(model, shown, text, method)
         pruned = _side(model, arch, shown, record, ledger.prefill(arch, record, method), traced)
     return {
@@ -50,7 +51,7 @@ def run_profile(request: Request) -> dict[str, Any]:
         "method": request.method.name,
         "options": method.options(),
         "ratio": request.ratio,
-        "image_size": list(size),
+        "image_size": list(asked),
         "views": [list(grid) for grid in layout.grids],
         "visual_tokens": full.visual_tokens,
         "text_tokens": text,

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from vtprune.harness.request import presets
 from vtprune.harness.request.errors import ConfigError
-from vtprune.harness.request.request import Model
+from vtprune.harness.request.request import Model, Request
 
 if TYPE_CHECKING:
     from torch import nn
 
     from vtprune.methods import PruningMethod, TokenLayout
+    from vtprune.models.describe import Described
     from vtprune.models.record import SampleRecord, Unreduced
 
 Size = tuple[int, int]  # (width, height) in pixels
@@ -32,6 +34,26 @@ def parse_size(text: Any, name: str = "image_size") -> Size:
     if not match:
         raise ConfigError(f"{name} must be <width>x<height> in pixels, e.g. 672x672: got {text!r}")
     return int(match[1]), int(match[2])
+
+
+def seen(size: Size, request: Request, described: Described) -> tuple[Size, dict[str, Any]]:
+    """The size a picture has when the processor gets it, and the limits of that processor.
+
+    Both follow the settings in force, so that a prediction speaks of the pictures a cell sees.
+
+    Args:
+        size: of the picture as it lies in the data, in pixels.
+        described: the model's sizes; its image processor has the checkpoint's limits.
+    """
+    from vtprune.models import pictures
+    from vtprune.models.describe import hf_config
+
+    options = presets.of(request.config, described.config["model_type"]).processor
+    width, height = size
+    steps = pictures.preparation(options, hf_config(described))
+    height, width = steps.sized(height, width)
+    limits = {k: options[k] for k in ("min_pixels", "max_pixels") if k in options}
+    return (width, height), {**described.image_processor, **limits}
 
 
 def skeleton(config: Any, attention: str = "sdpa") -> nn.Module:

@@ -225,7 +225,7 @@ def _costs(request: Request, budget: Budget) -> Callable[..., float | None]:
 
     described = shapes.architecture(request.model)
     model, text = shapes.skeleton(hf_config(described)), request.text_tokens
-    size, limits = shapes.parse_size(request.image_size), described.image_processor
+    size, limits = shapes.seen(shapes.parse_size(request.image_size), request, described)
     arch = architecture_of(model.config)
     with shapes.picture(model, size, limits) as whole:
         unpruned = shapes.record(model, whole.layouts, text)

@@ -107,7 +107,8 @@ def check_numbers(config: Config) -> None:
         )
     bench = config["bench"]
     whole("batch_size", config["batch_size"], 1)
-    whole("decoding.max_new_tokens", config["decoding"]["max_new_tokens"], 1)
+    if (limit := config["decoding"]["max_new_tokens"]) is not None:
+        whole("decoding.max_new_tokens", limit, 1)
     whole("seed", config["seed"], 0)
     subset.check(bench)
     limit, indices = bench.get("limit"), bench.get("indices")

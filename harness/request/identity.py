@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from vtprune.harness.request import benches, own_class, prompts, subset
+from vtprune.harness.request import benches, own_class, presets, prompts, subset
 from vtprune.harness.request.device import Runtime
 from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.request import Config, Request
@@ -110,7 +110,7 @@ def make(
     """
     identity = {
         "format": FORMAT,
-        **asked(request.config),
+        **asked(request.config, model_type),
         "model": {
             "checkpoint": checkpoint,
             "model_type": model_type,
@@ -134,9 +134,10 @@ def make(
     return Cell(identity, labels)
 
 
-def asked(config: Config) -> dict[str, Any]:
+def asked(config: Config, model_type: str | None = None) -> dict[str, Any]:
     """The part of the identity that the request alone determines, wherever it is run."""
     bench, engine = config["bench"], config["engine"]["name"]
+    settings = presets.of(config, model_type)
     return {
         "method": method_identity(config),
         "bench": {
@@ -148,9 +149,10 @@ def asked(config: Config) -> dict[str, Any]:
             **benches.scoring(bench, engine),
         },
         "engine": engine,
-        **({"system": text} if (text := prompts.system(config["model"])) else {}),
+        **({"system": settings.system} if settings.system else {}),
+        **({"processor": dict(settings.processor)} if settings.processor else {}),
         **({"chat_template": text} if (text := prompts.chat_template(config["model"])) else {}),
-        "decoding": dict(config["decoding"]),
+        "decoding": settings.decoding(),
         "batch_size": config["batch_size"],
     }
 

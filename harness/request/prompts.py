@@ -12,7 +12,6 @@ from typing import Any
 
 from vtprune import places
 from vtprune.harness.request.errors import ConfigError, unknown
-from vtprune.harness.request.request import Model
 
 #: names of the prompt blocks in lmms-eval's task files for our benchmarks, and VLMEvalKit's styles
 CHOICES = {
@@ -69,12 +68,3 @@ def chat_template(model: dict[str, Any]) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def system_of(model: Model) -> str | None:
-    """:func:`system` of a typed model."""
-    return system({"prompt": model.prompt})
-
-
-def system(model: dict[str, Any]) -> str | None:
-    """The system message in front of every conversation; None: as the chat template has it."""
-    found = policy(model)["system"]
-    return None if found is None else str(found)

@@ -43,6 +43,8 @@ class Model(_Group):
     threads: int | None = None
     attention: str = "sdpa"
     chat_template: str | None = None
+    preset: str | None = None
+    processor: Config | None = None
     prompt: Config | None = None
 
 
@@ -223,10 +225,6 @@ class Request:
     @property
     def batch_size(self) -> int:
         return self.config["batch_size"]
-
-    @property
-    def max_new_tokens(self) -> int:
-        return self.config["decoding"]["max_new_tokens"]
 
     @property
     def image_size(self) -> str:

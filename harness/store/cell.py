@@ -85,6 +85,17 @@ class Store:
         text = yaml.safe_dump(json.loads(canonical_json(content)), sort_keys=False)
         write_atomic(self.folder / "cell.yaml", text)
 
+    def describe(self, effective: dict[str, Any]) -> None:
+        """Add to ``cell.yaml`` what was in force, known once the model answers."""
+        import yaml
+
+        file = self.folder / "cell.yaml"
+        self.guard()
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = yaml.safe_dump({**content, "effective": effective}, sort_keys=False,
+                              allow_unicode=True)  # fmt: skip
+        write_atomic(file, text)
+
     def _set_aside(self) -> None:
         files = [self.result_file, self.journal_file, self.log_file]
         if any(file.exists() for file in files):

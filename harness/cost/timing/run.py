@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from vtprune.harness.request import checkpoint, device
+from vtprune.harness.request import checkpoint, device, presets
 from vtprune.harness.request.errors import ConfigError, HarnessError
 from vtprune.harness.request.identity import budget, canonical_json, method_identity, moved_from
 from vtprune.harness.request.method import build_method
@@ -75,7 +75,12 @@ def _identified(
     timing = request.timing
     names = timing.images or [request.image_size]
     sizes = [shapes.parse_size(name, "timing.images") for name in names]
-    where, identity, processor = _model(request.model)
+    where, identity, described = _model(request.model)
+    options = presets.of(request.config, described.config["model_type"]).processor
+    where["processor"] = options
+    if options:
+        identity["processor"] = dict(options)
+    shown = [shapes.seen(size, request, described) for size in sizes]
     if timing.clock == "cpu" and not where["device"].startswith("cpu"):
         raise ConfigError("timing.clock=cpu says nothing of a device's work; use wall")
     identity |= {
@@ -88,7 +93,7 @@ def _identified(
             for name in ("repeats", "settle", "warmup", "new_tokens", "batch_sizes", "clock")
         },
     }
-    return sizes, where, processor, identity
+    return [size for size, _ in shown], where, shown[0][1], identity
 
 
 def _stored(folder: Path, asked: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -258,8 +263,8 @@ def _check(timing: Timing) -> None:
         raise ConfigError("timing.batch_sizes must be a list of whole numbers, e.g. [1,8]")
 
 
-def _model(model: Model) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What to load, its part of the identity, and pixel limits of its image processor."""
+def _model(model: Model) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """What to load, its part of the identity, and its sizes."""
     from vtprune.harness.cost import shapes
 
     if model.weights not in ("checkpoint", "random"):
@@ -278,7 +283,7 @@ def _model(model: Model) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]
         identity = {"checkpoint": found.fingerprint()}
     used = {k: getattr(runtime, k) for k in ("dtype", "attention", "threads")}
     where |= {**runtime.entries(), "name": model.name}
-    return where, {"model": {**identity, **used, "device": runtime.kind}}, described.image_processor
+    return where, {"model": {**identity, **used, "device": runtime.kind}}, described
 
 
 def _load(where: dict[str, Any]) -> Any:

@@ -127,7 +127,7 @@ def prompt(dataset: Any, line: Any, style: str) -> str:
         del dataset.dump_image
     text = "".join(part["value"] for part in parts if part["type"] == "text")
     if style == "qwen2vl" and kind == "MCQ":
-        return text.rstrip()
+        return _qwen_choice(text.rstrip())
     if style == "qwen2vl" and any(word in name for word in ("POPE", "HallusionBench")):
         return f"{text} Please answer yes or no."
     return text
@@ -137,10 +137,24 @@ def _llava_choice(line: Any) -> str:
     hint = "" if missing(line.get("hint")) else f"{line['hint']}\n"
     options = [f"\n{x}. {line[x]}" for x in "ABCDEFGH" if x in line and not missing(line[x])]
     text = f"{hint}{line['question']}{''.join(options)}"
-    chinese = any("\u4e00" <= character <= "\u9fff" for character in text)
-    wish = ("请直接回答选项字母。" if chinese
-            else "Answer with the option's letter from the given choices directly.")  # fmt: skip
-    return f"{text}\n{wish}"
+    wish = "Answer with the option's letter from the given choices directly."
+    return f"{text}\n{_LETTER_IN_CHINESE if _is_chinese(text) else wish}"
+
+
+_LETTER_IN_CHINESE = "请直接回答选项字母。"
+
+
+def _qwen_choice(text: str) -> str:
+    """The data set's own wording, with Qwen2-VL's wish in Chinese behind a Chinese question."""
+    wish = "Please select the correct answer from the options above."
+    if text.endswith(wish) and _is_chinese(text):
+        return text.removesuffix(wish) + _LETTER_IN_CHINESE
+    return text
+
+
+def _is_chinese(text: str) -> bool:
+    """True if any character is Chinese, as the library's clients test it."""
+    return any("\u4e00" <= character <= "\u9fff" for character in text)
 
 
 def missing(value: Any) -> bool:

@@ -14,7 +14,7 @@ from vtprune.harness.store import index
 COLUMNS = (
     "model", "method", "ratio", "bench", "data", "score", "retained", "n", "failed",
     "visual_tokens", "visual_kept", "removal", "macs", "macs_pct", "samples_per_s", "unit",
-    "metric", "engine", "judge", "gate", "finished", "key", "directory",
+    "metric", "engine", "judge", "gate", "settings", "finished", "key", "directory",
 )  # fmt: skip
 
 
@@ -34,6 +34,7 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
         "samples_per_s": counters["accuracy_pass"]["samples_per_s"],
         "judge": result.get("judge"),
         "gate": gate.status_of(unpruned),
+        "settings": gate.settings(result),
         **{k: result[k] for k in ("unit", "metric", "engine", "finished", "key", "directory")},
     }
 
@@ -63,6 +64,8 @@ def display(cells: pd.DataFrame) -> pd.DataFrame:
     shown["data"] = cells["data"]
     if (cells["engine"] != "lmms_eval").any():  # other prompts, other scorers: another number
         shown["engine"] = cells["engine"]
+    if cells["settings"].nunique() > 1:  # other pictures or lengths: another number
+        shown["preset"] = cells["settings"].str.split(" ").str[0]
     marks = cells["failed"].map(lambda n: "!" if n else "")
     marks += [_gate_mark(*pair) for pair in zip(cells["method"], cells["gate"], strict=True)]
     shown["score"] = cells["score"].map("{:.2f}".format) + marks
@@ -95,7 +98,7 @@ def text(cells: pd.DataFrame) -> str:
 
 def notes(cells: pd.DataFrame) -> list[str]:
     """What a reader of the table must know."""
-    lines = []
+    lines = [f"model.preset={text}" for text in sorted(set(cells["settings"]) - {"checkpoint"})]
     if (cells["data"] == "mini").any():
         lines.append("data=mini: drawn stand-in images, not the benchmark; compare rows only.")
     if (cells["failed"] > 0).any():

@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from vtprune import places
+from vtprune.harness.request import presets
 from vtprune.harness.request.identity import canonical_json
 from vtprune.harness.store import index
 
 PUBLISHED = places.PUBLISHED
 MARK = "†"
 PASSED, FAILED, PARTIAL, UNKNOWN, NOT_RUN = "passed", "failed", "partial", "unknown", "not run"
+ELSEWHERE = "another preset"
 _MEANING = {
     FAILED: "the unpruned run is outside the tolerance of the published numbers",
     PARTIAL: "the unpruned run covers a part of the benchmark or has failed samples",
+    ELSEWHERE: "the published numbers were made under another model.preset, which the gate names",
     UNKNOWN: "no comparable published number for this model and benchmark",
     NOT_RUN: "no unpruned run with the same settings (run it with method=none)",
 }
@@ -33,7 +36,10 @@ _MEANING = {
 
 @dataclass(frozen=True)
 class Reference:
-    """One published number. ``metrics`` are alternatives when the source does not say which."""
+    """One published number. ``metrics`` are alternatives when the source does not say which.
+
+    ``preset`` is the ``model.preset`` it was made under, empty where the source does not say.
+    """
 
     metrics: tuple[str, ...]
     value: float
@@ -43,15 +49,27 @@ class Reference:
     protocol: str
     source: str
     note: str
+    preset: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A reference beside the nearest measured value."""
+    """A reference beside the nearest measured value, which was measured under ``preset``."""
 
     reference: Reference
     metric: str
     measured: float
+    preset: str = ""
+
+    @property
+    def alike(self) -> bool:
+        """Made under the same settings, as far as the source says."""
+        return self.reference.preset in ("", self.preset)
+
+    @property
+    def decides(self) -> bool:
+        """Judges the run; a number of another preset only stands beside it."""
+        return self.reference.decides and self.alike
 
     @property
     def within(self) -> bool:
@@ -67,7 +85,7 @@ class Verdict:
 
     def lines(self) -> list[str]:
         """The verdict for people, the deciding numbers first."""
-        ordered = sorted(self.comparisons, key=lambda c: not c.reference.decides)
+        ordered = sorted(self.comparisons, key=lambda c: not c.decides)
         told = [_told(comparison) for comparison in ordered]
         reason = f": {_MEANING[self.status]}" if self.status in _MEANING else ""
         return [f"baseline gate: {self.status}{reason}", *told]
@@ -76,7 +94,9 @@ class Verdict:
 def _told(comparison: Comparison) -> str:
     reference = comparison.reference
     off = comparison.measured - reference.value
-    if not reference.decides:
+    if reference.decides and not comparison.alike:
+        verdict = f"model.preset={reference.preset}, this run: {comparison.preset}"
+    elif not reference.decides:
         verdict = "for information"
     else:
         verdict = "within" if comparison.within else "OUTSIDE"
@@ -107,7 +127,8 @@ def judge(result: Mapping[str, Any], published: Path = PUBLISHED) -> Verdict:
         there = [name for name in reference.metrics if name in measured]
         if there:
             nearest = min(there, key=lambda name: abs(measured[name] - reference.value))
-            compared.append(Comparison(reference, nearest, measured[nearest]))
+            preset = result.get("preset", presets.CHECKPOINT)  # of results before it was stored
+            compared.append(Comparison(reference, nearest, measured[nearest], preset))
     return Verdict(_status(result, compared), tuple(compared))
 
 
@@ -118,10 +139,10 @@ def _data(result: Mapping[str, Any]) -> str:
     return f"mini:{result['identity'].get('data', {}).get('content')}"
 
 
-def _status(result: Mapping[str, Any], compared: Iterable[Comparison]) -> str:
-    deciding = [comparison for comparison in compared if comparison.reference.decides]
+def _status(result: Mapping[str, Any], compared: Sequence[Comparison]) -> str:
+    deciding = [comparison for comparison in compared if comparison.decides]
     if not deciding:
-        return UNKNOWN
+        return ELSEWHERE if any(one.reference.decides for one in compared) else UNKNOWN
     asked = result["identity"]["bench"]
     part = any(asked.get(key) is not None for key in ("limit", "indices", "subset"))
     if part or result["n_failed"]:
@@ -150,7 +171,21 @@ def _reference(row: Mapping[str, str]) -> Reference:
         protocol=row["protocol"],
         source=row["source"],
         note=row["note"],
+        preset=row.get("preset") or "",
     )
+
+
+def settings(result: Mapping[str, Any]) -> str:
+    """Preset of a stored result, with the processor's options that were set; for people."""
+    options = result["identity"].get("processor") or {}
+    preset = result.get("preset", presets.CHECKPOINT)
+    return presets.Settings(preset, options).shown()
+
+
+def settings_lines(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the results were made under, a line each; nothing where it is the checkpoint alone."""
+    found = sorted({settings(result) for result in results} - {presets.CHECKPOINT})
+    return [f"model.preset={text}" for text in found]
 
 
 def is_baseline(result: Mapping[str, Any]) -> bool:

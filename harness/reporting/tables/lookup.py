@@ -41,6 +41,7 @@ MARKS = {
     "c": "data of this benchmark differ between rows (content or revision)",
     "d": "the code of its method, or of models/, was another than for most of this table",
     "e": "metric differs from the one of conf/bench",
+    "f": "under another model.preset or processor option than most of this table",
     gate.MARK: "baseline not confirmed",
 }
 
@@ -214,7 +215,7 @@ def _mark(found: Sequence[Found]) -> None:
     done = [cell for cell in found if cell.result]
     versions = odd(done, lambda r: r["identity"]["versions"])
     runtime = odd(done, lambda r: {**r["identity"]["model"], "checkpoint": None})
-    code = odd_code(done)
+    code, settings = odd_code(done), odd(done, gate.settings)
     data: set[int] = set()
     for bench in {cell.wanted.bench for cell in done}:
         own = [cell for cell in done if cell.wanted.bench == bench]
@@ -228,6 +229,8 @@ def _mark(found: Sequence[Found]) -> None:
             cell.marks.insert(0, "!")
         if result["metric"] != _metric(cell.wanted.config):
             cell.marks.append("e")
+        if id(cell) in settings:
+            cell.marks.append("f")
         cell.unpruned = gate.baseline(result)
         if gate.mark(gate.status_of(cell.unpruned)):
             cell.marks.append(gate.MARK)

@@ -22,7 +22,7 @@ from vtprune.harness.store import index
 
 FIELDS = (
     "checkpoint", "data", "bench", "metric", "value", "unit", "tolerance", "decides", "engine",
-    "protocol", "source", "note",
+    "protocol", "preset", "source", "note",
 )  # fmt: skip
 # Another processor rounds otherwise, and one answer of a hundred may turn.
 TOLERANCE = {"%": 3.0, "points": 30.0}
@@ -61,7 +61,8 @@ def row(result: dict[str, Any]) -> dict[str, str]:
     return dict(zip(FIELDS, [
         checkpoint, data, result["bench"], result["metric"],
         f"{result['score']:.2f}", unit, f"{TOLERANCE[unit]:g}", "yes", result["engine"],
-        "this harness, drawn data", "results/published/README.md", "",
+        "this harness, drawn data", result.get("preset", "checkpoint"),
+        "results/published/README.md", "",
     ], strict=True))  # fmt: skip
 
 

@@ -364,6 +364,7 @@ def notes(grid: Grid, options: Options) -> list[str]:
     told += grid.table.notes
     done = [cell for cell in grid.found if cell.result]
     results = [cell.result for cell in done if cell.result]
+    told += gate.settings_lines(results)
     if any(result["data"] == "mini" for result in results):
         told.append("data=mini: drawn stand-in images, not the benchmark; compare rows only")
     if any(result.get("judge") == "rule" for result in results):
@@ -403,8 +404,8 @@ def _paper_notes(grid: Grid) -> list[str]:
 
 PROVENANCE_FIELDS = (
     "row", "seed", "bench", "key", "finished", "commit", "modified", "code", "checkpoint", "data",
-    "device", "dtype", "torch", "transformers", "engine_version", "n", "failed", "resumed_after",
-    "reused", "wall_s", "marks",
+    "preset", "device", "dtype", "torch", "transformers", "engine_version", "n", "failed",
+    "resumed_after", "reused", "wall_s", "marks",
 )  # fmt: skip
 
 
@@ -457,6 +458,7 @@ def _provenance_line(cell: lookup.Found) -> dict[str, Any]:
         **{k: origin[k] for k in ("commit", "modified", "code")},
         "checkpoint": identity["model"]["checkpoint"],
         "data": f"{data['source']} {data.get('content') or data.get('revision') or ''}".strip(),
+        "preset": gate.settings(result),
         "device": origin["hardware"]["device"],
         "dtype": identity["model"]["dtype"],
         "torch": versions["torch"],

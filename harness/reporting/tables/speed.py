@@ -19,6 +19,7 @@ from vtprune.harness.reporting.tables import lookup, spec
 from vtprune.harness.reporting.tables.lookup import DONE, IMPOSSIBLE, MISSING, Found
 from vtprune.harness.reporting.tables.spec import Row, Table
 from vtprune.harness.request import compose as wanted
+from vtprune.harness.request import presets
 from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.identity import canonical_json
 from vtprune.harness.store import index
@@ -27,7 +28,7 @@ COLUMNS = ("throughput", "speedup")
 OTHER_THAN_SCORES, UNSETTLED = "f", "s"
 BATCH = 1  # the papers' figure
 #: settings of a table that say something about a timing; the others are about answers
-_OPTIONS = ("model", "timing", "method.", "budget.", "image_size", "text_tokens")
+_OPTIONS = ("model", "engine", "timing", "method.", "budget.", "image_size", "text_tokens")
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def _asked(config: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, An
         "text_tokens": config["text_tokens"],
         "new_tokens": timing["new_tokens"],
         "clock": timing.get("clock", "wall"),
+        "processor": dict(presets.of(config).processor),
     }
 
 
@@ -117,6 +119,7 @@ def _stored_as_asked(stored: Mapping[str, Any], budgets: bool) -> dict[str, Any]
         "text_tokens": identity["text_tokens"],
         "new_tokens": identity["timing"]["new_tokens"],
         "clock": identity["timing"].get("clock", "wall"),
+        "processor": identity.get("processor", {}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vtprune.harness.evaluation.data.mini.questions import ASKERS, LETTERS, Question, with_options
@@ -51,13 +52,15 @@ def mmbench_features():
     })  # fmt: skip
 
 
-def _mmbench(seed: int, n: int, config: str, hint: str | None) -> list[Table]:
+def _mmbench(
+    seed: int, n: int, config: str, hint: str | None, before: Sequence[str] = ("",)
+) -> list[Table]:
     rows: list[dict[str, Any]] = []
     for i, p, q in flat(_choices("mmbench", seed, n, (4, 3, 2, 4))):
         category, level = TOPIC[q.kind]
         cells = {LETTERS[k]: q.options[k] if k < len(q.options) else "nan" for k in range(4)}
         rows.append({
-            "index": i + 1, "question": q.text, "hint": hint, "answer": q.letter, **cells,
+            "index": i + 1, "question": before[i % len(before)] + q.text, "hint": hint, "answer": q.letter, **cells,
             "category": category, "image": cell(p), "source": "drawn", "L2-category": level,
             "comment": "nan", "split": "dev",
         })  # fmt: skip
@@ -69,8 +72,12 @@ def mmbench_en(seed: int, n: int) -> list[Table]:
 
 
 def mmbench_cn(seed: int, n: int) -> list[Table]:
-    """The English questions; only the instruction that the engine appends is Chinese."""
-    return _mmbench(seed, n, "cn", None)
+    """Two of three questions begin in Chinese; what is asked of the picture stays English.
+
+    The small model reads bytes and was trained on English questions alone, so it can answer no
+    others; the engines' wordings turn on whether a question holds Chinese characters.
+    """
+    return _mmbench(seed, n, "cn", None, ("请看图回答。", "问题：", ""))
 
 
 def scienceqa_features():
