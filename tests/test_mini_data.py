@@ -138,3 +138,15 @@ def test_a_changed_generator_never_serves_old_rows(name, tmp_path, monkeypatch):
     with (here / name).open("ab") as stream:
         stream.write(b"\n")
     assert source._stamp(0, 8) != before
+
+
+def test_two_of_three_questions_of_mmbench_cn_hold_chinese_and_both_engines_say_so():
+    from vtprune.harness.evaluation.engines import vlm_table
+
+    (table,) = mini.tables("mmbench_cn", 0, 9)
+    chinese = [vlm_table._is_chinese(row["question"]) for row in table.rows]
+    assert chinese == [True, True, False] * 3
+    wish = "Please select the correct answer from the options above."
+    asked = f"Question: {table.rows[0]['question']}\nOptions:\nA. red\n"
+    assert vlm_table._qwen_choice(asked + wish) == asked + "请直接回答选项字母。"
+    assert vlm_table._qwen_choice(f"Question: What?\n{wish}") == f"Question: What?\n{wish}"

@@ -127,8 +127,7 @@ def judge(result: Mapping[str, Any], published: Path = PUBLISHED) -> Verdict:
         there = [name for name in reference.metrics if name in measured]
         if there:
             nearest = min(there, key=lambda name: abs(measured[name] - reference.value))
-            preset = result.get("preset", presets.CHECKPOINT)  # of results before it was stored
-            compared.append(Comparison(reference, nearest, measured[nearest], preset))
+            compared.append(Comparison(reference, nearest, measured[nearest], preset(result)))
     return Verdict(_status(result, compared), tuple(compared))
 
 
@@ -178,8 +177,12 @@ def _reference(row: Mapping[str, str]) -> Reference:
 def settings(result: Mapping[str, Any]) -> str:
     """Preset of a stored result, with the processor's options that were set; for people."""
     options = result["identity"].get("processor") or {}
-    preset = result.get("preset", presets.CHECKPOINT)
-    return presets.Settings(preset, options).shown()
+    return presets.Settings(preset(result), options).shown()
+
+
+def preset(result: Mapping[str, Any]) -> str:
+    """``model.preset`` of a stored result; those made before there were presets had this one."""
+    return str(result.get("preset", presets.CHECKPOINT))
 
 
 def settings_lines(results: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -215,11 +215,12 @@ def _mark(found: Sequence[Found]) -> None:
     done = [cell for cell in found if cell.result]
     versions = odd(done, lambda r: r["identity"]["versions"])
     runtime = odd(done, lambda r: {**r["identity"]["model"], "checkpoint": None})
-    code, settings = odd_code(done), odd(done, gate.settings)
+    code, settings = odd_code(done), odd(done, gate.preset)
     data: set[int] = set()
     for bench in {cell.wanted.bench for cell in done}:
         own = [cell for cell in done if cell.wanted.bench == bench]
         data |= odd(own, lambda r: [r["identity"]["data"], r["identity"]["model"]["checkpoint"]])
+        settings |= odd(own, gate.settings)  # a preset may ask one benchmark otherwise
     for cell in done:
         result = cell.result or {}
         for mark, cells in (("a", versions), ("b", runtime), ("c", data), ("d", code)):

@@ -60,9 +60,9 @@ def _mmbench(
         category, level = TOPIC[q.kind]
         cells = {LETTERS[k]: q.options[k] if k < len(q.options) else "nan" for k in range(4)}
         rows.append({
-            "index": i + 1, "question": before[i % len(before)] + q.text, "hint": hint, "answer": q.letter, **cells,
-            "category": category, "image": cell(p), "source": "drawn", "L2-category": level,
-            "comment": "nan", "split": "dev",
+            "index": i + 1, "question": before[i % len(before)] + q.text, "hint": hint,
+            "answer": q.letter, **cells, "category": category, "image": cell(p),
+            "source": "drawn", "L2-category": level, "comment": "nan", "split": "dev",
         })  # fmt: skip
     return [Table(config, "dev", rows, mmbench_features)]
 
