@@ -86,6 +86,14 @@ def test_the_lines_show_both_numbers_and_the_source(published):
     assert "for information" in lines[2]
 
 
+@pytest.mark.parametrize("made", [partial(limit=8), partial(subset="10%"), result(n_failed=1)])
+def test_a_part_of_a_benchmark_is_not_called_outside(made, published):
+    made["metrics"] = {"exact_match": 0.52}
+    first, line, *_ = gate.judge(made, published).lines()
+    assert first.startswith("baseline gate: partial") and "OUTSIDE" not in line
+    assert "measured 52.00, published 62.00 % (-10.00, not judged) [s, p]" in line
+
+
 def store(folder, made):
     name = f"{made['identity']['method']['name']}-{made.get('ratio', 0)}-{made['key'][:8]}"
     place = folder / "runs/gqa/m" / name

@@ -135,6 +135,16 @@ def test_the_paper_stands_beside_what_is_retained(tmp_path):
     assert "computed here from the published columns" in text
 
 
+def test_differences_of_a_part_of_a_benchmark_are_said_to_be_that(tmp_path):
+    for changes in ({}, {"bench.limit": 40}):
+        table = spec.load("mini_table2", changes)
+        tools.fill(tmp_path, table)
+        grid = analysis.build(table, tmp_path, statistics=False)
+        notes = "\n".join(render.notes(grid, render.Options(paper=True)))
+        assert ("only a part of the benchmarks" in notes) == bool(changes)
+        assert "only a part" not in "\n".join(render.notes(grid, render.Options()))
+
+
 def test_rows_of_an_encoder_without_cls_ask_for_what_it_has():
     for cell in spec.load(ANGELSLIM).cells():
         if not cell.row.is_baseline:

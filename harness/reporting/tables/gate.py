@@ -86,18 +86,20 @@ class Verdict:
     def lines(self) -> list[str]:
         """The verdict for people, the deciding numbers first."""
         ordered = sorted(self.comparisons, key=lambda c: not c.decides)
-        told = [_told(comparison) for comparison in ordered]
+        told = [_told(comparison, judged=self.status != PARTIAL) for comparison in ordered]
         reason = f": {_MEANING[self.status]}" if self.status in _MEANING else ""
         return [f"baseline gate: {self.status}{reason}", *told]
 
 
-def _told(comparison: Comparison) -> str:
+def _told(comparison: Comparison, judged: bool) -> str:
     reference = comparison.reference
     off = comparison.measured - reference.value
     if reference.decides and not comparison.alike:
         verdict = f"model.preset={reference.preset}, this run: {comparison.preset}"
     elif not reference.decides:
         verdict = "for information"
+    elif not judged:  # of a few samples no difference says anything about the whole
+        verdict = "not judged"
     else:
         verdict = "within" if comparison.within else "OUTSIDE"
         verdict += f" {reference.tolerance:g}"
@@ -142,11 +144,15 @@ def _status(result: Mapping[str, Any], compared: Sequence[Comparison]) -> str:
     deciding = [comparison for comparison in compared if comparison.decides]
     if not deciding:
         return ELSEWHERE if any(one.reference.decides for one in compared) else UNKNOWN
-    asked = result["identity"]["bench"]
-    part = any(asked.get(key) is not None for key in ("limit", "indices", "subset"))
-    if part or result["n_failed"]:
+    if covers_a_part(result) or result["n_failed"]:
         return PARTIAL
     return PASSED if any(comparison.within for comparison in deciding) else FAILED
+
+
+def covers_a_part(result: Mapping[str, Any]) -> bool:
+    """True if not all rows of the benchmark were asked."""
+    asked = result["identity"]["bench"]
+    return any(asked.get(key) is not None for key in ("limit", "indices", "subset"))
 
 
 @cache

@@ -391,6 +391,9 @@ def _paper_notes(grid: Grid) -> list[str]:
     told = ["in brackets: the published value and the difference from it"]
     if not grid.table.published:
         return ["nothing published is kept for this table"]
+    if any(gate.covers_a_part(cell.result) for cell in grid.found if cell.result):
+        told.append("only a part of the benchmarks was asked: no difference from a published value "
+                    "says anything about the whole")  # fmt: skip
     for (row, column), note in published.annotations(grid.table).items():
         if any(r.key == row for r in grid.table.rows) and column in grid.columns:
             told.append(f"§ {row}, {heading(column)}: {note}")
