@@ -200,4 +200,5 @@ def test_mme_by_hand():
 
 def test_agreement():
     assert stats.agreement(["Yes ", "no", None], ["yes", "maybe", "x"]) == 0.5
-    assert stats.agreement([None], ["x"]) is None
+    assert stats.agreement([None], ["x"]) is None and stats.agreement([None], [None]) is None
+    assert stats.agreement([None, "a", "B"], [None, "a", None]) == 1

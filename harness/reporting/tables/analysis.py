@@ -133,7 +133,7 @@ def _agreements(grid: Grid) -> None:
         for row in grid.table.rows:
             value = grid.at(row, bench)
             shares = [
-                stats.agreement(list(s.answers), [answers.get(doc) for doc in s.ids])
+                stats.agreement(s.answers, list(map(answers.get, s.ids)))
                 for s in _samples(value)
                 if value.value is not None
             ]

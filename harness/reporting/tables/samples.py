@@ -145,14 +145,14 @@ def paired(
         both statistics and the number of samples; None if there is no such sample, a row of one
         name is about different images, or samples do not add up to their score.
     """
-    ids = frozenset(full.ids).intersection(*(cell.ids for cell in pruned))
-    about = {doc: image for doc, image in zip(full.ids, full.images, strict=True) if doc in ids}
-    for cell in pruned:
-        pairs = zip(cell.ids, cell.images, strict=True)
-        if cell.images is not full.images and any(
-            doc in ids and about[doc] != image for doc, image in pairs
-        ):
-            return None
+    ids = frozenset(full.ids)
+    if not same_questions([full, *pruned]):
+        ids = ids.intersection(*(cell.ids for cell in pruned))
+        about = dict(zip(full.ids, full.images, strict=True))
+        for cell in pruned:
+            pairs = zip(cell.ids, cell.images, strict=True)
+            if any(doc in ids and about[doc] != image for doc, image in pairs):
+                return None
     made, base = [cell.shared(ids) for cell in pruned], full.shared(ids)
     if base is None or any(m is None for m in made):
         return None

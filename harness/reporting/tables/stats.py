@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import compress
+from operator import eq
 
 import numpy as np
 from numpy.typing import NDArray
@@ -312,7 +314,12 @@ def needed_samples(
 
 def agreement(first: Sequence[str | None], second: Sequence[str | None]) -> float | None:
     """Share of samples with the same answer, ignoring case and outer space."""
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    if not pairs:
-        return None
-    return sum(a.strip().casefold() == b.strip().casefold() for a, b in pairs) / len(pairs)
+    # Each answer is made plain once, however often it was given.
+    plain = {text: text.strip().casefold() for text in {*first, *second} if text is not None}
+    a, b = list(map(plain.get, first)), list(map(plain.get, second))
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} answers are no pairs")
+    if None in a or None in b:
+        there = [x is not None and y is not None for x, y in zip(a, b, strict=True)]
+        a, b = list(compress(a, there)), list(compress(b, there))
+    return sum(map(eq, a, b)) / len(a) if a else None
