@@ -23,8 +23,10 @@ from vtprune.harness.reporting.tables import (
     lookup,
     published,
     render,
+    retained,
     samples,
     spec,
+    speed,
     stats,
 )
 from vtprune.harness.request import compose as wanted
@@ -530,6 +532,15 @@ def test_an_odd_cell_is_marked_and_explained(filled, table, mark, change):
     marked = [v for v in grid.values.values() if mark in v.marks and v.column in table.benches]
     assert [(v.row.name, v.column) for v in marked] == [("gprune", "gqa")]
     assert render.MEANING[mark] in "\n".join(render.notes(grid, PLAIN))
+
+
+def test_no_two_marks_are_the_same_sign():
+    others = [analysis.NOT_FROM_BEST, analysis.NOT_FROM_RANDOM, analysis.OTHER_COUNT,
+              retained.OTHER_CONDITIONS, speed.OTHER_THAN_SCORES, speed.UNSETTLED]  # fmt: skip
+    signs = [*lookup.MARKS, *others]
+    assert len(signs) == len(set(signs)) == len(render.MEANING)
+    page = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    assert all(f"`{sign}`" in page for sign in signs)
 
 
 def test_another_checkpoint_request_or_data_source_is_not_this_cell(filled, table):

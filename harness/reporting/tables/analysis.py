@@ -237,7 +237,7 @@ def _extra(grid: Grid, row: Row, column: str, statistics: bool) -> Value:
         made.status = next(s for s in STATUS_ORDER if s in holes)
         return made
     # What is odd about a score (its metric, its baseline) says nothing about tokens.
-    telling = lookup.MARKS if column == "average" else "!abcd"
+    telling = lookup.MARKS if column == "average" else "!abcdp"
     marks = {mark for v in values for mark in v.marks if mark in telling}
     if column == "macs":
         made.value, made.reason, odd = _compute(grid.table, values)

@@ -41,7 +41,7 @@ MARKS = {
     "c": "data of this benchmark differ between rows (content or revision)",
     "d": "the code of its method, or of models/, was another than for most of this table",
     "e": "metric differs from the one of conf/bench",
-    "f": "under another model.preset or processor option than most of this table",
+    "p": "under another model.preset or processor option than most of this table",
     gate.MARK: "baseline not confirmed",
 }
 
@@ -231,7 +231,7 @@ def _mark(found: Sequence[Found]) -> None:
         if result["metric"] != _metric(cell.wanted.config):
             cell.marks.append("e")
         if id(cell) in settings:
-            cell.marks.append("f")
+            cell.marks.append("p")
         cell.unpruned = gate.baseline(result)
         if gate.mark(gate.status_of(cell.unpruned)):
             cell.marks.append(gate.MARK)
