@@ -92,6 +92,14 @@ def test_the_numbers_can_be_sorted_and_explained(made):
     assert 'data-sort="' in text and "95 % interval" in text and "McNemar, Holm" in text
 
 
+def probe(made, script):
+    """Let the page run a script of the test as well, which its policy forbids."""
+    text = made.read_text(encoding="utf-8").replace("</body>", script)
+    text, n = re.subn(r"script-src '[^']*'", "script-src 'unsafe-inline'", text, count=1)
+    assert n == 1
+    made.write_text(text, encoding="utf-8")
+
+
 def browser() -> str:
     found = next((shutil.which(name) for name in BROWSERS if shutil.which(name)), None)
     if found is None:
@@ -119,7 +127,7 @@ def test_the_page_works_from_a_file_in_chromium(made):
         .map(r => r.cells[2].dataset.sort).join(" ");
       document.body.dataset.wide = document.documentElement.scrollWidth <= innerWidth;
     </script></body>"""
-    made.write_text(made.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
+    probe(made, script)
     done = chromium("--window-size=1280,900", "--dump-dom", made.as_uri())
     assert 'data-ready="yes"' in done.stdout, done.stderr[-400:]
     assert "pwned" not in re.search(r"<title>(.*?)</title>", done.stdout)[1]
@@ -136,6 +144,20 @@ def test_the_page_works_from_a_file_in_chromium(made):
 
 
 @pytest.mark.slow
+def test_a_script_that_came_into_the_page_is_not_run(made):
+    script = "<script>document.title = 'pwned'</script></body>"
+    text = made.read_text(encoding="utf-8").replace("</body>", script)
+    made.write_text(text, encoding="utf-8")
+    shown = chromium("--dump-dom", made.as_uri()).stdout
+    assert 'data-ready="yes"' in shown, "its own script did"
+    assert re.search(r"<title>(.*?)</title>", shown)[1] != "pwned"
+    probe(made, "</body>")
+    assert re.search(r"<title>(.*?)</title>", chromium("--dump-dom", made.as_uri()).stdout)[1] == (
+        "pwned"
+    ), "without the policy it is run"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 768, 1280])
 def test_nothing_is_wider_than_the_screen_and_a_tap_explains_a_number(made, width):
     """In a frame of that width, because a window is never below 500."""
@@ -146,7 +168,7 @@ def test_nothing_is_wider_than_the_screen_and_a_tap_explains_a_number(made, widt
       parent.postMessage([wide, innerWidth, byId("told").textContent,
         Math.max(...images.map(i => i.getBoundingClientRect().right)), images.length], "*");
     </script></body>"""
-    made.write_text(made.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
+    probe(made, script)
     frame = made.with_name("frame.html")
     frame.write_text(
         "<body><script>onmessage = e => document.body.dataset.seen = JSON.stringify(e.data)"

@@ -41,9 +41,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException, limit: int = 400) -> str:
-    """The first meaningful line of an error, never longer than ``limit``."""
+    """The first meaningful line of an error, never longer than ``limit``; ours ten times that."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if isinstance(error, HarnessError):
-        return text or type(error).__name__
+        return _cut(text or type(error).__name__, 10 * limit)
     text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return _cut(text, limit)
+
+
+def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import html
 import io
 import json
@@ -16,6 +17,7 @@ from vtprune.harness.reporting.report import samples
 from vtprune.harness.reporting.tables import render
 from vtprune.harness.reporting.tables.analysis import Grid
 from vtprune.harness.request.errors import HarnessError
+from vtprune.harness.request.terminal import visible_line
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -31,7 +33,7 @@ def build(grid: Grid, results: Path, *, limit: int = 40) -> str:
         published += _list(render._paper_notes(grid))
     done = sum(1 for cell in grid.found if cell.done)
     parts = {
-        "TITLE": html.escape(grid.table.title),
+        "TITLE": html.escape(visible_line(grid.table.title)),
         "SUBTITLE": html.escape(f"{done} of {len(grid.found)} cells are finished."),
         "TABLE": render.html_table(grid, plain),
         "NOTES": _list(render.notes(grid, plain), wrap=False),
@@ -41,10 +43,16 @@ def build(grid: Grid, results: Path, *, limit: int = 40) -> str:
         "FOOT": _foot(render.provenance(grid)),
         "DATA": as_script(data),
     }
+    template = TEMPLATE.read_text(encoding="utf-8")
+    parts["SCRIPT"] = script_hash(template)
     # One pass over the template: a text that happens to contain @DATA@ is never expanded.
-    return re.sub(
-        r"@([A-Z]+)@", lambda found: parts[found[1]], TEMPLATE.read_text(encoding="utf-8")
-    )
+    return re.sub(r"@([A-Z]+)@", lambda found: parts[found[1]], template)
+
+
+def script_hash(page: str) -> str:
+    """What a browser may run: the script of this page, by its contents, and no other."""
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def as_script(data: Any) -> str:

@@ -15,9 +15,11 @@ from vtprune.harness.reporting.tables.analysis import Grid
 from vtprune.harness.reporting.tables.lookup import Found
 from vtprune.harness.reporting.tables.render import heading, row_label
 from vtprune.harness.request.errors import HarnessError
+from vtprune.harness.request.terminal import visible
 from vtprune.harness.store import index
 
 SIDE = 336  # longest side of an embedded picture
+LONGEST = 4000  # signs of a text that the page shows
 
 
 def runs(grid: Grid) -> list[tuple[str, str]]:
@@ -92,7 +94,7 @@ def _of_bench(
                 "bench": bench,
                 "doc": doc,
                 "full": max(scores, default=1),
-                "question": first["prompt"],
+                "question": shortened(first["prompt"]),
                 "reference": _reference(first.get("reference")),
                 "image": name if image is not None else None,
                 "answers": answers,
@@ -113,7 +115,9 @@ def _interesting(journals: Mapping[str, Mapping[int, Any]], limit: int) -> list[
 
 
 def _answer(entry: Mapping[str, Any], image: PIL.Image.Image | None, cell: Found) -> dict[str, Any]:
-    made: dict[str, Any] = {"a": entry["answer"], "s": entry.get("score"), "e": entry["error"]}
+    made: dict[str, Any] = {
+        "a": shortened(entry["answer"]), "s": entry.get("score"), "e": shortened(entry["error"])
+    }  # fmt: skip
     record = entry.get("pruning")
     if image is None or not record:
         return made
@@ -139,8 +143,16 @@ def _panel(panel: geometry.Panel, alive: Any) -> dict[str, Any]:
 
 def _reference(value: Any) -> str:
     if isinstance(value, list):
-        return " | ".join(dict.fromkeys(str(v) for v in value))
-    return "" if value is None else str(value)
+        value = " | ".join(dict.fromkeys(str(v) for v in value))
+    return "" if value is None else str(shortened(str(value)))
+
+
+def shortened(text: str | None) -> str | None:
+    """A text as the page shows it: no control characters, and no megabytes of it."""
+    if text is None:
+        return None
+    text, more = visible(text[:LONGEST]), len(text) - LONGEST
+    return f"{text} ... ({more} more signs)" if more > 0 else text
 
 
 def embedded(image: PIL.Image.Image) -> str:

@@ -28,9 +28,9 @@ def show(arguments: Sequence[str], text: str | None) -> int:
         print(f"no finished cells below {options.results}/runs", file=sys.stderr)
         return 1
     if options.csv:
-        print(cells.to_csv(index=False), end="")
+        print(frame.csv_text(cells), end="")
     elif options.markdown:
-        print(frame.display(cells).to_markdown(index=False, disable_numparse=True))
+        print(frame.markdown(cells))
     else:
         print(frame.text(cells))
     if not options.csv:

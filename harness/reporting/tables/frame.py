@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from vtprune.harness.reporting.tables import gate, retained
+from vtprune.harness.reporting.tables.escape import csv_field, markdown_text
+from vtprune.harness.request.terminal import visible_line
 from vtprune.harness.store import index
 
 COLUMNS = (
@@ -93,7 +95,23 @@ def _tokens(before: float, after: float) -> str:
 
 def text(cells: pd.DataFrame) -> str:
     """The readable table."""
-    return display(cells).to_string(index=False)
+    return _each(display(cells), visible_line).to_string(index=False)
+
+
+def csv_text(cells: pd.DataFrame) -> str:
+    """All columns as CSV."""
+    return _each(cells, csv_field).to_csv(index=False)
+
+
+def markdown(cells: pd.DataFrame) -> str:
+    """The readable columns as Markdown."""
+    shown = _each(display(cells), lambda text: markdown_text(visible_line(text)))
+    return shown.to_markdown(index=False, disable_numparse=True)
+
+
+def _each(cells: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """Every text of the frame changed; numbers stay."""
+    return cells.map(lambda value: change(value) if isinstance(value, str) else value)
 
 
 def notes(cells: pd.DataFrame) -> list[str]:

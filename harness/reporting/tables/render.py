@@ -19,8 +19,10 @@ from vtprune.harness.reporting.tables.analysis import (
     Grid,
     Value,
 )
+from vtprune.harness.reporting.tables.escape import csv_field, markdown_text
 from vtprune.harness.reporting.tables.spec import Row
 from vtprune.harness.request.known import entries
+from vtprune.harness.request.terminal import visible_line
 
 MEANING = {
     **lookup.MARKS,
@@ -42,6 +44,10 @@ HOLES = {
     lookup.MISSING: "·", lookup.RUNNING: "running", lookup.FAILED: "failed",
     lookup.IMPOSSIBLE: "×", lookup.DONE: "?",  # done, and yet there is no number
 }  # fmt: skip
+
+
+#: of a page of a table: it loads nothing and runs nothing
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def _giga(grid: Grid) -> tuple[float, str]:
 def row_label(row: Row) -> str:
     """The row's name with what varies in its block."""
     varied = [f"{k.rpartition('.')[2]} {v:g}" for k, v in row.varied.items()]
-    return " ".join([row.label, *varied])
+    return visible_line(" ".join([row.label, *varied]))
 
 
 def number(value: Value, column: str, factor: float = 1.0) -> str:
@@ -145,7 +151,7 @@ def text(grid: Grid, options: Options) -> str:
         lines.insert(place, SEPARATING_LINE)
     titles = _titles(grid, "", "ratio")
     table = tabulate(lines, titles, disable_numparse=True, stralign="right")
-    return "\n".join([grid.table.title, "", table, "", *notes(grid, options)])
+    return "\n".join([visible_line(grid.table.title), "", table, "", *notes(grid, options)])
 
 
 def _where_ours_begin(grid: Grid) -> list[int]:
@@ -154,16 +160,21 @@ def _where_ours_begin(grid: Grid) -> list[int]:
     return [place for place, (above, row) in enumerate(pairs, 1) if row.ours and not above.ours]
 
 
+def _markdown_marks(marks: Sequence[str]) -> str:
+    return f" {''.join(marks)}" if marks else ""
+
+
 def markdown(grid: Grid, options: Options) -> str:
     """Markdown with the notes below."""
-    lines = cells(grid, options, lambda t: f"**{t}**", lambda m: f" {''.join(m)}" if m else "")
+    lines = cells(grid, options, lambda t: f"**{t}**", _markdown_marks, markdown_text)
     titles = _titles(grid, "", "ratio")
     for line, row in zip(lines, grid.table.rows, strict=True):
         line[0] = f"*{line[0]}*" if row.ours else line[0]
     rule = ["---", *["---:"] * (len(titles) - 1)]
     table = ["| " + " | ".join(line) + " |" for line in [titles, rule, *lines]]
-    told = [f"- {line}" for line in notes(grid, options)]
-    return "\n".join([f"# {grid.table.title}", "", *table, "", *told]) + "\n"
+    told = [f"- {markdown_text(line)}" for line in notes(grid, options)]
+    title = markdown_text(visible_line(grid.table.title))
+    return "\n".join([f"# {title}", "", *table, "", *told]) + "\n"
 
 
 _TEX = {
@@ -254,7 +265,7 @@ def details(value: Value) -> list[str]:
             f"p = {value.adjusted[name]:.3g} ({paired.test}, Holm)"
             + (f", {paired.needed} samples would tell" if paired.needed else "")
         )
-    return told + ([value.reason] if value.reason else [])
+    return told + ([visible_line(value.reason)] if value.reason else [])
 
 
 def _timing_details(value: Value) -> list[str]:
@@ -268,7 +279,7 @@ def _timing_details(value: Value) -> list[str]:
 def html_page(grid: Grid, options: Options) -> str:
     """The table as a page of its own."""
     told = "".join(f"<li>{html.escape(line)}</li>" for line in notes(grid, options))
-    title = html.escape(grid.table.title)
+    title = html.escape(visible_line(grid.table.title))
     style = (
         "body{font:15px/1.45 system-ui,sans-serif;margin:1.2em}.scroll{overflow-x:auto}"
         "table{border-collapse:collapse;font-size:.94em;font-variant-numeric:tabular-nums}"
@@ -280,6 +291,7 @@ def html_page(grid: Grid, options: Options) -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<title>{title}</title><style>{style}</style><h1>{title}</h1>"
         f'<div class="scroll">{html_table(grid, options)}</div><ul>{told}</ul></html>\n'
     )
@@ -307,7 +319,7 @@ def csv_text(grid: Grid) -> str:
                 "difference": _digits(_minus(value.value, paper)),
                 "paper_note": noted.get((row.key, column), ""),
             }
-            writer.writerow(line)
+            writer.writerow({name: csv_field(field) for name, field in line.items()})
     return stream.getvalue()
 
 
@@ -351,7 +363,11 @@ def _digits(value: float | None) -> str:
 
 
 def notes(grid: Grid, options: Options) -> list[str]:
-    """What a reader of the table must know."""
+    """What a reader of the table must know; each on one line, with nothing but signs to show."""
+    return [visible_line(line) for line in _notes(grid, options)]
+
+
+def _notes(grid: Grid, options: Options) -> list[str]:
     told = [f"{name}: {meaning}" for name, meaning in grid.table.conventions.items()]
     if "macs" in grid.columns:
         counted = MEANING_OF_COST[grid.table.cost]
@@ -419,10 +435,10 @@ def provenance(grid: Grid) -> str:
     writer.writeheader()
     for cell in grid.found:
         if cell.result:
-            writer.writerow(_provenance_line(cell))
+            writer.writerow({k: csv_field(v) for k, v in _provenance_line(cell).items()})
     for timed in grid.timed:
         if timed.result:
-            writer.writerow(_timing_line(timed))
+            writer.writerow({k: csv_field(v) for k, v in _timing_line(timed).items()})
     return stream.getvalue()
 
 

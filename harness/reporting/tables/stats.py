@@ -1,4 +1,4 @@
-"""Statistics of paired per-sample scores; numpy and scipy, no torch.
+"""Statistics of paired per-sample scores; numpy, for one test scipy, no torch.
 
 Questions about one image are not independent, so everything resamples images, not questions. All
 draws are seeded: the same journals give the same numbers.
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import compress
 from operator import eq
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 DRAWS = 5000
 LEVEL = 0.95
@@ -200,7 +200,9 @@ def mcnemar(first: Sequence[float], second: Sequence[float]) -> float:
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     if only_a + only_b == 0:
         return 1.0
-    return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+    from scipy.stats import binomtest  # half a second, which a list of cells need not wait
+
+    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
 
 
 def paired_bootstrap(
@@ -308,7 +310,7 @@ def needed_samples(
     if clusters is not None and (n := int(clusters.max()) + 1) < len(d) and n > 1:
         sums = np.bincount(clusters, weights=d - mean, minlength=n)
         variance = float((sums**2).sum() / len(d) * n / (n - 1))
-    z = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
+    z = NormalDist().inv_cdf(1 - alpha / 2) + NormalDist().inv_cdf(power)
     return max(2, math.ceil((z / mean) ** 2 * variance))
 
 
