@@ -110,7 +110,7 @@ def _all(cfg: DictConfig, parts: Sequence[several.Part]) -> None:
             print(f"error: bench={part.bench}: {reason}", file=sys.stderr, flush=True)
             failed.append(part.bench)
     done = [result for result in results if result is not None]
-    if cfg.task == "cell" and done:
+    if cfg.task in ("cell", "score") and done:
         _show(done)
     if failed:
         raise HarnessError(f"{len(failed)} of {len(parts)} benchmarks failed: {', '.join(failed)}")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtprune.models import cache as kv
 from vtprune.models.batch import row_positions
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families import Family
@@ -40,7 +41,7 @@ def follow(family: Family, chain: Chain, named: dict[str, Any]) -> Step:
     Raises:
         PruningUnsupported: it brings a picture, or does not say which columns it computes.
     """
-    ids, cache = named.get("input_ids"), named["past_key_values"]
+    ids, cache = named.get("input_ids"), kv.given(named)
     done = cache.get_seq_length() - chain.stages[0].width
     if ids is None:
         if chain.drops:

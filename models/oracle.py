@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtprune.models import cache as kv
 from vtprune.models.record import SampleRecord
 
 
@@ -50,7 +51,7 @@ class _Oracle:
     def note(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         embeds = kwargs["inputs_embeds"]
         rows, width = embeds.shape[:2]
-        cache = kwargs.get("past_key_values")
+        cache = kv.given(kwargs)
         past = 0 if cache is None else cache.get_seq_length()
         if past == 0:
             mask = kwargs.get("attention_mask")
@@ -79,7 +80,7 @@ class _Oracle:
 
     def make_hook(self, layer: int) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-            hidden, cache = args[0], kwargs.get("past_key_values")
+            hidden, cache = args[0], kv.given(kwargs)
             past = 0 if cache is None else cache.get_seq_length(layer)
             keep = self.kept(layer)
             if past == 0:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtprune.models import cache as kv
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.families import Family
 from vtprune.models.packing import attention_mask
@@ -68,7 +69,7 @@ class LayerReplay:
                 attention_mask=attention_mask(valid[None], n, kernel, self._hidden.dtype),
                 position_embeddings=self._rotation,
                 position_ids=None,
-                past_key_values=None,
+                **{kv.ARGUMENT: None},
                 use_cache=False,
             )
         self._hidden = out[0] if isinstance(out, tuple) else out

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.methods import PruningMethod
+from vtprune.models import cache as kv
 from vtprune.models import decode, refuse
 from vtprune.models.batch import Prompts, by_name, row_positions
 from vtprune.models.calls import Calls
@@ -154,7 +155,7 @@ class Runtime:
         if self._waiting:
             return None
         named = by_name(self._core_signature, args, kwargs)
-        cache = named.get("past_key_values")
+        cache = kv.given(named)
         if cache is None or cache.get_seq_length() == 0:
             self._prefills += 1
             self._check_prefill(module, named, cache)
@@ -300,7 +301,7 @@ class Runtime:
             columns = step.columns(stage).expand(planes.shape[0], -1, -1)
             named["position_ids"] = planes.expand(-1, len(embeds), -1).gather(2, columns)
         mask = step.mask(stage, embeds)
-        if mask is None and named.get("past_key_values") is None:
+        if mask is None and kv.given(named) is None:
             # Without cache and mask, gapped positions are taken for packed sequences.
             mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         named["attention_mask"] = mask
@@ -355,7 +356,7 @@ class Runtime:
         if self._waiting or now is None or now.step is None:
             return None
         step, choosing, hidden = now.step, now.choosing, args[0]
-        cache = kwargs.get("past_key_values")
+        cache = kv.given(kwargs)
         if number == 0 and now.prefill and self.prunes and cache is not None:
             hold(cache, step.chain)
             step.chain.live = True
@@ -397,7 +398,7 @@ class _Here:
 
 def _cacheless(named: dict[str, Any]) -> bool:
     """Nothing says that the forward goes on in a cache."""
-    return named.get("past_key_values") is None and not named.get("use_cache")
+    return kv.given(named) is None and not named.get("use_cache")
 
 
 def _encoded(named: dict[str, Any]) -> Any:

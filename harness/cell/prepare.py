@@ -75,8 +75,7 @@ def prepare(asked: Request, *, sweep: bool = False) -> Prepared:
     if request.task == "cell":
         request = recipes.resolve(request, found.fingerprint(), notes)
     with prefetch.named(request):
-        cache = (request.results / ".cache").resolve()
-        data = source.prepare(request.data, request.bench, request.entry, cache)
+        data = _data(request)
     cell = cells.make(
         request,
         checkpoint=found.fingerprint(),
@@ -86,6 +85,27 @@ def prepare(asked: Request, *, sweep: bool = False) -> Prepared:
         clip=tower.fingerprint if tower else None,
     )
     return Prepared(cell, request, found, runtime, data, tuple(notes), tower)
+
+
+def without_checkpoint(
+    asked: Request, *, sweep: bool = False
+) -> tuple[Request, source.DataSource, list[str]]:
+    """The checked request of a task that reads a benchmark and no model, its data, and notes.
+
+    Raises:
+        ConfigError: one line saying what is wrong with the request.
+    """
+    request, notes = _begun(asked, sweep)
+    check.check_numbers(request.config)
+    request = benches.seen_by_engine(request)
+    source.check(request.data)
+    with prefetch.named(request):
+        return request, _data(request), notes
+
+
+def _data(request: Request) -> source.DataSource:
+    cache = (request.results / ".cache").resolve()
+    return source.prepare(request.data, request.bench, request.entry, cache)
 
 
 def dataless(asked: Request, *, sweep: bool = False) -> tuple[Request, list[str]]:

@@ -1,4 +1,4 @@
-"""One composed config, one task: a cell, a calibration, a profile or a timing."""
+"""One composed config, one task: a cell, its score, a calibration, a profile or a timing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ def run_part(part: several.Part, *, sweep: bool) -> dict[str, Any] | None:
     request = part.request()
     if request.task in check.DATALESS_TASKS:
         return run_dataless(request, sweep=sweep)
+    if request.task == "score":
+        from vtprune.harness.cell.score import run_score
+
+        return run_score(request, sweep=sweep)
     prepared = prepare.prepare(request, sweep=sweep)
     if request.task == "calibrate":
         return _calibrate(prepared)

@@ -16,7 +16,7 @@ STALE = "stale"  # force=stale: cells whose code changed since are run again
 
 #: methods.counts has the same, behind torch, which has no place here
 LABELLED_TOKENS = 576
-TASKS = ("cell", "calibrate", "profile", "time")
+TASKS = ("cell", "calibrate", "profile", "time", "score")
 DATALESS_TASKS = ("profile", "time")  # they need sizes of images, not a benchmark
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +88,12 @@ def versions(engine: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     raise ConfigError(f"engine={engine} is not installed; {INSTALL[engine]}")
+
+
+def engine_package(found: Mapping[str, str]) -> str:
+    """Which of the packages in :func:`versions` is the engine's."""
+    names = {name for packages in _ENGINE_PACKAGES.values() for name in packages}
+    return next(name for name in found if name in names)
 
 
 def make(

@@ -84,7 +84,7 @@ def _attempt(
         note(place, FAILED, error=reason, log=log_of(item), **_whereabouts(item))
         return True
     seconds = round(time.perf_counter() - start, 2)
-    shown = result if item.request.task == "cell" else None
+    shown = result if item.request.task in ("cell", "score") else None
     note(place, DONE, seconds=seconds, **({"result": shown} if shown else {}))
     return True
 

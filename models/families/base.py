@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.methods import TokenLayout
+from vtprune.models import cache as kv
 from vtprune.models.errors import PruningUnsupported
 from vtprune.models.signals import VisionCapture, available, signals_of, told
 
@@ -48,7 +49,7 @@ Signals = Mapping[str, Callable[[], Tensor]]
 KNOWN_ARGUMENTS = frozenset(
     {
         "input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache_position",
-        "past_key_values",
+        *kv.ARGUMENTS,
     }
 )  # fmt: skip
 

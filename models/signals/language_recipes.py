@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vtprune.models import cache as kv
 from vtprune.models.signals.attention import head_max_columns, row_attention, rows_attention
 from vtprune.models.signals.registry import language
 from vtprune.models.signals.tap import AttentionTap, Heard
@@ -91,7 +92,7 @@ def _next_row(row: RowReading) -> Tensor:
                 hidden_states=layer.input_layernorm(row.hidden[None]),
                 position_embeddings=(cos[None], sin[None]),
                 attention_mask=None,
-                past_key_values=None,
+                **{kv.ARGUMENT: None},
             )
     return _row(row, heard[0])
 

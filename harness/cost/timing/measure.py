@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vtprune.harness.cost.timing.clock import cache_bytes
+from vtprune.models import cache as kv
 from vtprune.models.shadow import shadowed
 
 STAGES = ("setup", "vision", "selection", "prefill", "decode")
@@ -81,7 +82,7 @@ class Generation:
         peak.start()
         output = self.generate(feed)
         return {
-            "kv_cache_bytes": cache_bytes(output.past_key_values),
+            "kv_cache_bytes": cache_bytes(kv.returned(output)),
             "peak_bytes": peak.read(),
             "records": self.run.take(),
         }

@@ -7,6 +7,7 @@
         [controls=true]  random, uniform, pooling, a smaller picture and none beside its methods
         [compare=paper]  the published value and the difference    [ci=true]     intervals
         [agree=true]     answers equal to the unpruned model's     [cost=flops]  how compute counts
+        [scorer=0.7.3]   scores of this version of the engine, see task=score; else the newest
         [results=DIR] [out=DIR]
 """
 
@@ -16,7 +17,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from vtprune.harness.request.identity import canonical_json
 from vtprune.harness.store.journal import write_atomic
 
 VERBS = ("status", "plan", "show", "random", "export")
-OWN = (*asked.WORDS, "results", "out", "compare", "ci", "agree", "cost")
+OWN = (*asked.WORDS, "results", "out", "compare", "ci", "agree", "cost", "scorer")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def parse(arguments: Sequence[str]) -> Request:
     if compare not in ("none", "paper"):
         raise ConfigError(unknown("compare", compare, ("none", "paper")))
     results = Path(pairs.get("results", places.RESULTS))
-    table = asked.load(pairs, changes, pairs.get("cost"))
+    table = replace(asked.load(pairs, changes, pairs.get("cost")), scorer=pairs.get("scorer"))
     table.cells()  # an option that does not exist is refused here
     return Request(
         verb=verbs[0] if verbs else "show",

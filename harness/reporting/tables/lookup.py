@@ -19,8 +19,9 @@ from vtprune.harness.reporting.tables import gate
 from vtprune.harness.reporting.tables.spec import Table, Wanted
 from vtprune.harness.reporting.tables.sweeps import Sweeps
 from vtprune.harness.request import checkpoint
+from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.identity import budget as cell_budget
-from vtprune.harness.request.identity import canonical_json, moved_from
+from vtprune.harness.request.identity import canonical_json, engine_package, moved_from
 from vtprune.harness.store import index
 from vtprune.harness.sweep import status
 from vtprune.models.describe import describe
@@ -144,9 +145,28 @@ def find(table: Table, results: Path) -> list[Found]:
     cells = table.cells()
     cells_there = Index(results, any(isinstance(_ratio(cell), dict) for cell in cells))
     sweeps = Sweeps(results)
-    found = [_status(cell, cells_there.find(cell), sweeps) for cell in cells]
+    stored = [cells_there.find(cell) for cell in cells]
+    if table.scorer is not None:
+        stored = _scored_with(table.scorer, stored)
+    found = [_status(cell, there, sweeps) for cell, there in zip(cells, stored, strict=True)]
     _mark(found)
     return found
+
+
+def _scored_with(scorer: str, stored: Sequence[list[index.Stored]]) -> list[list[index.Stored]]:
+    """Only the cells whose engine had this version when it scored them.
+
+    Raises:
+        ConfigError: none had; names those there are.
+    """
+    versions = {
+        id(one): one.identity["versions"][engine_package(one.identity["versions"])]
+        for there in stored for one in there if one.result is not None
+    }  # fmt: skip
+    if scorer not in versions.values():
+        known = ", ".join(sorted(set(versions.values()))) or "no cell is finished"
+        raise ConfigError(f"scorer={scorer}: no cell of this table was scored with it ({known})")
+    return [[one for one in there if versions.get(id(one), scorer) == scorer] for there in stored]
 
 
 def by_place(found: Iterable[Found]) -> dict[tuple[str, str], list[Found]]:

@@ -93,6 +93,7 @@ class Table:
     published: Mapping[str, Any] = field(default_factory=dict)
     conventions: Mapping[str, Any] = field(default_factory=dict)
     cost: str = PAPER
+    scorer: str | None = None  # version of the engine whose scores are shown; None: the newest
     retained: tuple[str, ...] = ()
 
     def cells(self) -> list[Wanted]:
