@@ -280,7 +280,7 @@ def test_a_run_is_shown_beside_its_unpruned_run(store):
 def test_several_benchmarks_of_one_run_have_a_mean(store):
     results = [stored(store, "gprune", bench) for bench in BENCHES]
     (line,) = retained.summary(results)
-    assert "of 3 unpruned scores, mean" in line and "600 samples" in line
+    assert "of the unpruned scores, mean over 3 benchmarks" in line and "600 samples" in line
     assert retained.summary([*results, stored(store, "l2norm")]) == []  # no one row
 
 

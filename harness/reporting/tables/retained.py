@@ -222,7 +222,9 @@ def summary(results: Sequence[Mapping[str, Any]]) -> list[str]:
         pairs.append(Pair(result["bench"], (result,), (base,)))
     spread = interval(pairs)
     value = fmean(pair.ratio for pair in pairs)
-    what = "of the unpruned score" if len(pairs) == 1 else f"of {len(pairs)} unpruned scores, mean"
+    what = "of the unpruned score"
+    if len(pairs) > 1:
+        what += f"s, mean over {len(pairs)} benchmarks"
     if spread.low is None:
         return [f"retained: {value:.2f} % {what} ({spread.reason})"]
     return [f"retained: {value:.2f} % {what}, 95 % interval {spread.low:.1f} to {spread.high:.1f} "
