@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _failed.clear()
     SweepStart.folder = None
     try:
-        arguments = words.of_a_table(words.own_method(arguments))
+        arguments = words.of_a_table(words.own_bench(words.own_method(arguments)))
         _hydra_main(several.arguments(arguments))
         if _failed:
             raise _failed.pop()

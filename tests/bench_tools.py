@@ -15,7 +15,8 @@ from vtprune.harness.request.request import Request
 from vtprune.harness.store.journal import Journal, read_journal
 
 CONF = ROOT / "conf"
-BENCHES = sorted(file.stem for file in (CONF / "bench").glob("*.yaml"))
+#: with rows of their own; `named` stands for any task of an engine
+BENCHES = sorted(file.stem for file in (CONF / "bench").glob("*.yaml") if file.stem != "named")
 LETTERS = "ABCDE"
 
 # What the right answer to a row is, in the form the benchmark's scorer wants.
@@ -34,7 +35,21 @@ RIGHT: dict[str, Callable[[dict[str, Any]], str]] = {
     "seedbench": lambda row: row["answer"],
     "mmvet": lambda row: row["answer"].replace("<AND>", " and ").split("<OR>")[0],
     "ocrbench": lambda row: row["answer"][0],
+    "ai2d": lambda row: LETTERS[int(row["answer"])],
+    "mmstar": lambda row: row["answer"],
+    "realworldqa": lambda row: row["answer"],
+    "infovqa": lambda row: row["answers"][0],
+    "refcoco": lambda row: _box(row),
+    "refcoco_plus": lambda row: _box(row),
+    "refcocog": lambda row: _box(row),
 }
+
+
+def _box(row: dict[str, Any]) -> str:
+    """The corners as shares of the picture, as the task wants them."""
+    x, y, width, height = row["bbox"]
+    sides = [x, y, x + width, y + height]
+    return str([round(side / 112, 4) for side in sides])
 
 
 def config(name: str, **changes: Any) -> dict[str, Any]:
@@ -47,7 +62,10 @@ def rows(name: str, samples: int) -> list[dict[str, Any]]:
     bench = config(name)
     wanted = bench["engines"]["lmms_eval"]["config"] or "data"
     tables = mini.tables(bench["mini"], 0, samples)
-    return next(table.rows for table in tables if table.config == wanted)
+    found = next(table.rows for table in tables if table.config == wanted)
+    if bench["engines"]["lmms_eval"].get("processed"):  # a question for each phrase
+        return [row for row in found for _ in row["answer"]]
+    return found
 
 
 def job(

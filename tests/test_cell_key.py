@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from vtprune.harness.cell import prepare as settings
-from vtprune.harness.request import benches
+from vtprune.harness.request import benches, engine_tasks
 from vtprune.harness.request import compose as wanted
 from vtprune.harness.request import identity as cells
 from vtprune.harness.request.device import Runtime
@@ -26,6 +26,7 @@ from vtprune.harness.request.request import Request
 from vtprune.harness.store.cell import Store
 
 ROOT = Path(__file__).resolve().parent.parent
+TASKS = engine_tasks._root(None)  # of the installed engine
 #: requests that have, together, every part an identity can have
 REQUESTS: dict[str, dict[str, Any]] = {
     "plain": {"method": "gprune"},
@@ -39,6 +40,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "padded": {"method": "gprune", "model.processor.do_pad": True,
                "decoding.generation_config": "neutral"},
     "pixels": {"method": "gprune", "model": "qwen2_vl_7b"},
+    "own files": {"method": "gprune", "bench": "lmms_eval:ai2d", "data": "hub",
+                  "engine.include_path": str(TASKS / "ai2d")},
     "crops": {"method": "gprune", "model": "llava_next_7b",
               "model.processor.image_grid_pinpoints": [[336, 672]]},
 }  # fmt: skip
@@ -147,6 +150,7 @@ CHANGES: dict[str, tuple[str, Callable[[Inputs], None]]] = {
         "prompt", put("config.bench.engines.lmms_eval.prompt_options.ocr", False)
     ),
     "bench.wording": ("prompt", put("config.model.prompt.lmms_eval", "gpt4v")),
+    "bench.files": ("own files", put("config.engine.include_path", str(TASKS / "mmstar"))),
     "engine": ("plain", put("config.engine.name", "vlmevalkit")),
     "system": ("prompt", put("config.model.prompt.system", "Be long.")),
     "decoding.max_new_tokens": ("plain", put("config.decoding.max_new_tokens", 8)),
@@ -269,6 +273,7 @@ def test_every_option_of_every_method_changes_the_key(method):
 FOUND = {
     "model.path", "model.hub", "model.revision", "model.device", "model.dtype", "model.threads",
     "model.attention", "model.clip", "data.source", "data.seed", "data.samples",
+    "engine.include_path",  # by the contents of the files that are found there
     "bench.mini", "bench.engines.lmms_eval.folder", "bench.engines.lmms_eval.config",
     "bench.engines.lmms_eval.dataset", "bench.engines.lmms_eval.split",
 }  # fmt: skip

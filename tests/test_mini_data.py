@@ -31,7 +31,14 @@ COLUMNS = {
     "question_id question_type_id segment",
     "mmvet": "question_id image question answer image_source capability",
     "ocrbench": "dataset question question_type answer image",
+    "ai2d": "question options answer image",
+    "mmstar": "index question image answer category l2_category meta_info",
+    "realworldqa": "image image_path question answer",
+    "infovqa": "questionId question answers answer_type image image_url operation/reasoning ocr "
+    "data_split",
+    "refcoco": "question_id image question answer segmentation bbox iscrowd file_name",
 }
+COLUMNS["refcoco_plus"] = COLUMNS["refcocog"] = COLUMNS["refcoco"]
 COLUMNS["mmbench_cn"] = COLUMNS["mmbench_en"]
 TYPES = {
     "textvqa": {"question_id": "int32", "image_width": "int32"},

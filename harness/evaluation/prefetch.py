@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vtprune import places
 from vtprune.harness.evaluation.data import tables
-from vtprune.harness.request import benches, hub
+from vtprune.harness.request import benches, engine_tasks, hub
 from vtprune.harness.request import clip as text_tower
 from vtprune.harness.request.errors import HarnessError, one_line
 from vtprune.harness.request.request import Data, Model, Request, Task
@@ -54,7 +54,10 @@ def command(request: Request) -> str:
     """The command line that fetches what this request needs."""
     chosen, data = request.choices, request.data
     parts = [f"model={chosen.get('model') or request.model.name}"]
-    parts.append(f"bench={chosen.get('bench') or request.bench.name}")
+    bench = chosen.get("bench") or request.bench.name
+    if bench == engine_tasks.NAMED:
+        bench = f"{request.engine}:{request.entry.task}"
+    parts.append(f"bench={bench}")
     if text_tower.wanted(request.method):
         parts.append(f"method={request.method.name} ratio=0.9")
     if request.engine != "lmms_eval":

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from vtprune import places
 from vtprune.harness.evaluation import prefetch
-from vtprune.harness.request import explain, several
+from vtprune.harness.request import explain, several, words
 from vtprune.harness.request.arguments import wants_help
 from vtprune.harness.request.errors import ConfigError, HarnessError, one_line
 from vtprune.harness.request.request import Request
@@ -53,7 +53,7 @@ def requests(arguments: Sequence[str]) -> list[Request]:
     """What the arguments of a run ask for, benchmark by benchmark."""
     from hydra import compose, initialize_config_dir
 
-    given = several.arguments(arguments)
+    given = several.arguments(words.own_bench(arguments))
     if not any(argument.startswith("data=") for argument in given):
         given.append("data=hub")
     with initialize_config_dir(str(places.CONF), version_base="1.3"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vtprune.harness.request import prompts
+from vtprune.harness.request import engine_tasks, prompts
 from vtprune.harness.request.errors import ConfigError
 from vtprune.harness.request.request import Config, Model, Request
 
@@ -24,10 +24,13 @@ def for_engine(
         ConfigError: the benchmark does not exist in this engine, or the model's wording does not.
     """
     name = engine["name"]
+    if bench["name"] == engine_tasks.NAMED:
+        bench = engine_tasks.filled(bench, engine)
     if name not in bench["engines"]:
         known = ", ".join(bench["engines"])
         raise ConfigError(f"bench={bench['name']} has no engine={name} (it has: {known})")
-    own = {**{k: v for k, v in engine.items() if k != "name"}, **bench["engines"][name]}
+    options = {k: v for k, v in engine.items() if k not in ("name", "include_path")}
+    own = {**options, **bench["engines"][name]}
     if wording := prompts.wording(model or {}, name):
         own["wording"] = wording
     changed = {key: own[key] for key in OVERRIDABLE if key in own}
@@ -48,6 +51,7 @@ def scoring(bench: dict[str, Any], engine: str) -> dict[str, Any]:
         "rule_judge": entry.get("rule_judge"),
         "prompt_options": entry.get("prompt_options"),
         "wording": entry.get("wording"),
+        "files": entry.get("files"),
     }
     return {key: value for key, value in chosen.items() if value}
 

@@ -14,6 +14,7 @@ from vtprune.harness.request import (
     benches,
     check,
     defaults,
+    engine_tasks,
     known,
     method_options,
     own_class,
@@ -38,7 +39,7 @@ def compose(overrides: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: a group has no such choice, or an option does not exist.
     """
     groups = known.groups()
-    overrides = _with_own_method(overrides)
+    overrides = _with_own_bench(_with_own_method(overrides))
     chosen = {key: _choice(value) for key, value in overrides.items() if key in groups}
     config = defaults.compose("config", chosen).config
     for name in _MACHINE:
@@ -57,6 +58,16 @@ def _with_own_method(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(method, str) or not words.is_target(method):
         return overrides
     return {**overrides, "method": "custom", "method._target_": method}
+
+
+def _with_own_bench(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``bench: lmms_eval:TASK`` as the group entry that takes any task."""
+    named = words.of_an_engine(str(overrides.get("bench")))
+    if named is None:
+        return overrides
+    engine, task = named
+    return {"engine": engine, **overrides, "bench": engine_tasks.NAMED,
+            f"bench.engines.{engine}.task": task}  # fmt: skip
 
 
 def options_of(name: str) -> Collection[str]:

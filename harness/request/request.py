@@ -94,6 +94,9 @@ class Task(_Group):
     wording: str | None = None
     prompt_options: Config | None = None
     images: Images | None = None
+    processed: bool = False
+    files: str | None = None
+    local: str | None = None
 
     @classmethod
     def of(cls, entries: Config | None) -> Self:

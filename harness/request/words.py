@@ -2,6 +2,7 @@
 
     method=my_pkg.my_file:MyPruner      the group entry that takes any class, and its options
     method=my_name                      the same for a name that an installed package registered
+    bench=lmms_eval:TASK                any task of an engine, and vlmevalkit:DATASET
     table=NAME|PATH add=... controls=   the sweeper that works off a table
 """
 
@@ -11,12 +12,44 @@ import re
 from collections.abc import Sequence
 
 from vtprune.harness.request import fingerprint, known
+from vtprune.harness.request.engine_tasks import NAMED
 from vtprune.harness.request.errors import ConfigError
 
 TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*|\.[A-Za-z_]\w*)")
 _PLAIN = re.compile(r"[\w./:-]+")
 #: of the sweeper of tables
 _TABLE = ("table", "add", "controls")
+
+
+#: a benchmark by its name in an engine
+_OF_AN_ENGINE = re.compile(r"(lmms_eval|vlmevalkit):([^\s,]+)")
+
+
+def of_an_engine(name: str) -> tuple[str, str] | None:
+    """Engine and task of ``lmms_eval:TASK`` and ``vlmevalkit:DATASET``; None for other names."""
+    found = _OF_AN_ENGINE.fullmatch(name)
+    return None if found is None else (found[1], found[2])
+
+
+def own_bench(arguments: Sequence[str]) -> list[str]:
+    """A benchmark named by its engine as Hydra can take it."""
+    made: list[str] = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        named = of_an_engine(value) if key == "bench" else None
+        if named is None:
+            if key == "bench" and _OF_AN_ENGINE.search(value):
+                raise ConfigError(
+                    f"{argument}: a task of an engine stands alone; several are several runs, or "
+                    "the columns of a table of yours"
+                )
+            made.append(argument)
+            continue
+        engine, task = named
+        made += [f"bench={NAMED}", f"bench.engines.{engine}.task={quoted(task)}"]
+        if not any(one.startswith("engine=") for one in arguments):
+            made.append(f"engine={engine}")
+    return made
 
 
 def is_target(name: str) -> bool:

@@ -118,7 +118,7 @@ def _items(
     common = set.intersection(*(set(o) for o in job_overrides))
     for number, overrides in enumerate(job_overrides, first):
         cfg = launcher.hydra_context.config_loader.load_sweep_config(
-            launcher.config, words.own_method(overrides)
+            launcher.config, words.own_bench(words.own_method(overrides))
         )
         with open_dict(cfg):
             cfg.hydra.job.id = cfg.hydra.job.num = number

@@ -49,6 +49,9 @@ def prepare(data: Data, bench: Bench, engine: Task, cache: Path) -> DataSource:
         return _mini(data, bench.mini or bench.name, engine.table, cache)
     if engine.table:
         return _published_table(data, engine.table)
+    if engine.local:
+        identity = {"source": "hub", "content": engine.local}
+        return DataSource("hub", None, None, cache / "datasets", identity)
     if data.root:
         root = Path(str(data.root)).expanduser().resolve()
         if (root / _NOTE).exists() or list((root / engine.dataset).glob(".*.json")):

@@ -32,9 +32,10 @@ PROMPT_MODEL = "llava_hf"
 def data(job: Job, rows: Sequence[int] | None) -> contextlib.AbstractContextManager[None]:
     """Serve the job's data set, or only these rows of its split, inside the block."""
     dataset, split = job.engine.dataset, job.engine.split
+    whole = rows is None or job.engine.processed  # the task itself leaves rows out
     return redirect(
         job.data.root,
-        subset=None if rows is None else (dataset, job.engine.config, split, rows),
+        subset=None if whole else (dataset, job.engine.config, split, rows),
         revision=(dataset, job.data.revision) if job.data.revision else None,
         cache_dir=job.data.cache,
     )
@@ -51,7 +52,10 @@ def rows(job: Job) -> tuple[list[int], dict[int, Any]]:
     try:
         with data(job, None):
             # Loaded once here, because lmms-eval retries a failing load five times.
-            loaded = datasets.load_dataset(job.engine.dataset, job.engine.config)
+            if job.engine.processed:
+                loaded = {job.engine.split: task(job).eval_docs}
+            else:
+                loaded = datasets.load_dataset(job.engine.dataset, job.engine.config)
     except (OSError, ValueError) as error:
         raise HarnessError(f"data set {job.engine.dataset}: {one_line(error)}") from error
     split = loaded[job.engine.split]
@@ -93,8 +97,12 @@ def task_manager(engine: Task) -> TaskManager:
     )
 
 
-def task(job: Job) -> ConfigurableTask:
-    """The task object; call it inside :func:`data`."""
+def task(job: Job, rows: Sequence[int] | None = None) -> ConfigurableTask:
+    """The task object; call it inside :func:`data`.
+
+    Args:
+        rows: of the documents that the task makes of its data set, where it makes them.
+    """
     engine = job.engine
     with importable_without_key():
         config = dict(task_manager(engine)._get_config(engine.task))
@@ -108,9 +116,20 @@ def task(job: Job) -> ConfigurableTask:
         # gigabytes of cache for GQA.
         config["process_docs"] = None
         config["doc_to_visual"] = joined_images(engine.dataset, images)
+    if engine.processed and rows is not None:
+        config["process_docs"] = _only(config.get("process_docs"), list(rows))
     if rule := engine.rule_judge:
         config = judge.apply(rule, config)
     return ConfigurableTask(config=config, model_name=PROMPT_MODEL)
+
+
+def _only(process: Callable[[Any], Any] | None, rows: list[int]) -> Callable[[Any], Any]:
+    """A task's own preparation of its documents, and of them only these."""
+
+    def process_docs(dataset: Any) -> Any:
+        return (dataset if process is None else process(dataset)).select(rows)
+
+    return process_docs
 
 
 def joined_images(dataset: str, table: Images) -> Callable[[dict[str, Any]], list[Any]]:

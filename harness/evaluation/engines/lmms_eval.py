@@ -56,7 +56,7 @@ class LmmsEval:
         self, job: Job, answerer: Answerer, rows: Sequence[int]
     ) -> tuple[Adapter, dict[str, Any]]:
         with lmms_data.data(job, rows):
-            task = lmms_data.task(job)
+            task = lmms_data.task(job, rows)
             adapter = Adapter(job, answerer, task, rows)
             try:
                 result = simple_evaluate(

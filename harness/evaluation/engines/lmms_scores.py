@@ -43,11 +43,7 @@ def outcome(
     """
     job = scored.job
     found = scored.result["results"][job.engine.task]
-    metrics = {
-        key.removesuffix(",none"): float(value)
-        for key, value in found.items()
-        if key.endswith(",none") and "stderr" not in key and isinstance(value, (int, float))
-    }
+    metrics = _metrics(found)
     score_of, by_row = sample_scorer(job, scored.task), scored.samples
     about = {rows[sample["doc_id"]]: _about(job, rows[sample["doc_id"]], sample)
              for sample in asked}  # fmt: skip
@@ -62,6 +58,17 @@ def outcome(
             f"(it gave: {', '.join(metrics)})"
         )
     return Outcome(metrics, samples)
+
+
+def _metrics(found: dict[str, Any]) -> dict[str, float]:
+    """Metric -> value. Behind the comma stands how answers were filtered first; plain ones win."""
+    made: dict[str, float] = {}
+    for key, value in found.items():
+        name, comma, kind = key.rpartition(",")
+        number = comma and "stderr" not in key and isinstance(value, (int, float))
+        if number and (kind == "none" or name not in made):
+            made[name] = float(value)
+    return made
 
 
 def _about(job: Job, row: int, sample: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class VLMEvalKit:
         if job.bench.metric not in metrics:
             raise HarnessError(
                 f"VLMEvalKit gave no '{job.bench.metric}' for {table} "
-                f"(it gave: {', '.join(metrics)})"
+                f"(it gave: {', '.join(metrics)}; bench.metric=NAME chooses one)"
             )
         return Outcome(metrics, samples)
 

@@ -44,7 +44,7 @@ def values(table: Table, folder: Path = PUBLISHED) -> dict[tuple[str, str], floa
         for column, field in about.get("extras", {}).items():
             if own and (column != "macs" or same_count(table)):
                 found[row.key, column] = float(own[0][field])
-    return found | (_retained(table, found) if derives_retained(table) else {})
+    return _retained(table, found) | found  # where a mean is printed, that one
 
 
 def derives_retained(table: Table) -> bool:

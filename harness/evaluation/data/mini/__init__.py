@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from vtprune.harness.evaluation.data.mini import choice, open_ended, yes_no
+from vtprune.harness.evaluation.data.mini import choice, grounding, open_ended, yes_no
 from vtprune.harness.evaluation.data.mini.rows import MINI_VERSION, Table
 
 # benchmark -> (rows by default, generator)
@@ -33,6 +33,13 @@ GENERATORS: dict[str, tuple[int, Callable[[int, int], list[Table]]]] = {
     "seedbench": (96, choice.seedbench),
     "mmvet": (64, open_ended.mmvet),
     "ocrbench": (128, open_ended.ocrbench),
+    "ai2d": (96, choice.ai2d),
+    "mmstar": (96, choice.mmstar),
+    "realworldqa": (96, choice.realworldqa),
+    "infovqa": (96, open_ended.infovqa),
+    "refcoco": (64, grounding.refcoco),
+    "refcoco_plus": (64, grounding.refcoco_plus),
+    "refcocog": (64, grounding.refcocog),
 }
 BENCHES: tuple[str, ...] = tuple(GENERATORS)
 
@@ -50,6 +57,10 @@ REPOSITORIES = {
     "docvqa": "lmms-lab-encoder/DocVQA", "scienceqa": "lmms-lab-encoder/ScienceQA",
     "vizwiz": "lmms-lab-encoder/VizWiz-VQA", "seedbench": "lmms-lab-encoder/SEED-Bench",
     "mmvet": "lmms-lab-encoder/MMVet", "ocrbench": "echo840/OCRBench",
+    "ai2d": "lmms-lab-encoder/ai2d", "mmstar": "Lin-Chen/MMStar",
+    "realworldqa": "lmms-lab-encoder/RealWorldQA", "infovqa": "lmms-lab-encoder/DocVQA",
+    "refcoco": "lmms-lab-encoder/RefCOCO", "refcoco_plus": "lmms-lab-encoder/RefCOCOplus",
+    "refcocog": "lmms-lab-encoder/RefCOCOg",
 }  # fmt: skip
 
 

@@ -140,3 +140,77 @@ def seedbench(seed: int, n: int) -> list[Table]:
             "segment": [],
         })  # fmt: skip
     return [Table("data", "test", rows, seedbench_features)]
+
+
+def ai2d_features():
+    from datasets import Features, Image, List, Value
+
+    s = Value("string")
+    return Features({"question": s, "options": List(s), "answer": s, "image": Image()})
+
+
+def ai2d(seed: int, n: int) -> list[Table]:
+    """Four options; the answer is the number of the right one, as text."""
+    rows = [
+        {"question": q.text, "options": list(q.options),
+         "answer": str(q.options.index(q.answer)), "image": cell(p)}
+        for _, p, q in flat(_choices("ai2d", seed, n, (4, 4, 3, 4)))
+    ]  # fmt: skip
+    return [Table("data", "test", rows, ai2d_features)]
+
+
+def mmstar_features():
+    from datasets import Features, Image, Value
+
+    s = Value("string")
+    return Features({
+        "index": Value("int64"), "question": s, "image": Image(), "answer": s, "category": s,
+        "l2_category": s, "meta_info": {"source": s, "split": s, "image_path": s},
+    })  # fmt: skip
+
+
+#: kind of question -> category and finer category, of the benchmark's own
+_STAR = {
+    "color": ("fine-grained perception", "recognition"),
+    "shape": ("fine-grained perception", "recognition"),
+    "text": ("fine-grained perception", "recognition"),
+    "value": ("math", "statistical reasoning"),
+    "extreme": ("logical reasoning", "diagram reasoning"),
+    "ground": ("coarse perception", "image scene and topic"),
+    "sky": ("coarse perception", "image scene and topic"),
+}
+
+
+def _with_options(q: Question) -> str:
+    return "\n".join([q.text, *(f"{LETTERS[k]}. {one}" for k, one in enumerate(q.options))])
+
+
+def mmstar(seed: int, n: int) -> list[Table]:
+    """Two to four options, written into the question; four of the six categories."""
+    rows = [
+        {"index": i, "question": _with_options(q), "image": cell(p), "answer": q.letter,
+         "category": _STAR[q.kind][0], "l2_category": _STAR[q.kind][1],
+         "meta_info": {"source": "drawn", "split": "val", "image_path": f"images/{i}.jpg"}}
+        for i, p, q in flat(_choices("mmstar", seed, n, (4, 3, 2, 4)))
+    ]  # fmt: skip
+    return [Table("data", "val", rows, mmstar_features)]
+
+
+def realworldqa_features():
+    from datasets import Features, Image, Value
+
+    s = Value("string")
+    return Features({"image": Image(), "image_path": s, "question": s, "answer": s})
+
+
+def realworldqa(seed: int, n: int) -> list[Table]:
+    """Three of four questions have options, the others one word; the wish is in the question."""
+    letter = "Answer with the option's letter from the given choices directly."
+    word = "Answer the question using a single word or phrase."
+    rows = []
+    for i, p, q in flat(_choices("realworldqa", seed, n, (4, 3, 2))):
+        asked, said = (f"{q.text}\n{word}", q.answer) if i % 4 == 3 else (
+            f"{_with_options(q)}\n{letter}", q.letter)  # fmt: skip
+        rows.append({"image": cell(p), "image_path": f"{i}.webp", "question": asked,
+                     "answer": said})  # fmt: skip
+    return [Table("data", "test", rows, realworldqa_features)]

@@ -164,6 +164,30 @@ def docvqa(seed: int, n: int) -> list[Table]:
     return [Table("DocVQA", "validation", rows, docvqa_features)]
 
 
+def infovqa_features():
+    from datasets import Features, Image, List
+
+    s, _, _ = _strings()
+    return Features({
+        "questionId": s, "question": s, "answers": List(s), "answer_type": List(s),
+        "image": Image(), "image_url": s, "operation/reasoning": List(s), "ocr": s,
+        "data_split": s,
+    })  # fmt: skip
+
+
+def infovqa(seed: int, n: int) -> list[Table]:
+    """Charts and pages, in turn."""
+    plan = (("chart", ("value",)), ("page", ("text",)), ("chart", ("extreme",)))
+    rows = []
+    for i, p, q in flat(collect("infovqa", seed, n, plan)):
+        rows.append({
+            "questionId": str(i), "question": q.text, "answers": [q.answer],
+            "answer_type": ["single span"], "image": cell(p), "image_url": f"drawn{i:04d}",
+            "operation/reasoning": [], "ocr": "", "data_split": "val",
+        })  # fmt: skip
+    return [Table("InfographicVQA", "validation", rows, infovqa_features)]
+
+
 def vizwiz_features():
     from datasets import Features, Image, List
 
