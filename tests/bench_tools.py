@@ -39,6 +39,8 @@ RIGHT: dict[str, Callable[[dict[str, Any]], str]] = {
     "mmstar": lambda row: row["answer"],
     "realworldqa": lambda row: row["answer"],
     "infovqa": lambda row: row["answers"][0],
+    "hallusion_bench": lambda row: "Yes" if row["gt_answer"] == "1" else "No",
+    "mmmu": lambda row: row["answer"],
     "refcoco": lambda row: _box(row),
     "refcoco_plus": lambda row: _box(row),
     "refcocog": lambda row: _box(row),

@@ -220,3 +220,26 @@ def test_what_each_scorer_forgives(name, form, score, tmp_path):
         assert [s["score"] for s in outcome.samples] == score and set(score) == {0, 100}
     else:
         assert {s["score"] for s in outcome.samples} == {score}
+
+
+def test_an_answer_without_a_letter_is_wrong_in_mmmu_and_never_guessed(tmp_path):
+    import random
+
+    state = random.getstate()
+    outcome = tools.run(tmp_path, "mmmu", Scripted(lambda question: "none of these"))
+    assert {s["score"] for s in outcome.samples} == {0.0}
+    assert outcome.metrics["mmmu_acc"] == 0
+    assert random.getstate() == state
+
+
+def test_hallusion_bench_counts_questions_and_whole_figures_by_the_first_word(tmp_path):
+    right = tools.oracle("hallusion_bench").answer_to
+    said = {0: "Yes, it is.", 1: "yes", 2: "It is yes", 3: "no."}  # right, wrong, no word, right
+
+    def answer(question):
+        return said.get(question.doc_id) or right(question)
+
+    outcome = tools.run(tmp_path, "hallusion_bench", Scripted(answer))
+    assert [s["score"] for s in outcome.samples] == [100, 0, 0, 100, 100, 100, 100, 100]
+    assert outcome.metrics["aAcc"] == outcome.metrics["qAcc"] == 75
+    assert outcome.metrics["fAcc"] == 50

@@ -36,6 +36,10 @@ COLUMNS = {
     "realworldqa": "image image_path question answer",
     "infovqa": "questionId question answers answer_type image image_url operation/reasoning ocr "
     "data_split",
+    "hallusion_bench": "category subcategory visual_input set_id figure_id sample_note question_id "
+    "question gt_answer_details gt_answer filename image",
+    "mmmu": "id question options explanation image_1 image_2 image_3 image_4 image_5 image_6 "
+    "image_7 img_type answer topic_difficulty question_type subfield",
     "refcoco": "question_id image question answer segmentation bbox iscrowd file_name",
 }
 COLUMNS["refcoco_plus"] = COLUMNS["refcocog"] = COLUMNS["refcoco"]
@@ -63,7 +67,7 @@ def test_columns_and_types(bench):
     if bench == "seedbench":
         assert data.features["image"] == List(Image())
     elif bench != "gqa":
-        assert isinstance(data.features["image"], Image)
+        assert isinstance(data.features["image_1" if bench == "mmmu" else "image"], Image)
     assert len(data) == 8
 
 

@@ -113,7 +113,7 @@ def test_changed_task_files_and_changed_data_are_other_cells(mine):
     (["bench=lmms_eval:ai2dd"], "unknown task of lmms-eval 'ai2dd'; did you mean 'ai2d'?"),
     (["bench=lmms_eval:mmmu"], "is a group of tasks; name one: mmmu_test, mmmu_val"),
     (["bench=lmms_eval:realworldqa", "engine.include_path=/no/such"], "no such folder: /no/such"),
-    (["bench=lmms_eval:mmmu_val"], "data=mini has no stand-in for bench=mmmu_val"),
+    (["bench=lmms_eval:iconqa_val"], "data=mini has no stand-in for bench=iconqa_val"),
     (["bench=lmms_eval:ai2d,gqa"], "a task of an engine stands alone"),
     (["bench=named"], "bench=lmms_eval:TASK"),
     (["bench=vlmevalkit:POPE", "engine=lmms_eval"], "takes a task"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vtprune.harness.evaluation.engines.judge_rule import wanted_words
+from vtprune.harness.evaluation.engines.judge_rule import first_word, wanted_words
 
 
 def apply(rule: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -41,6 +41,65 @@ def _option_letter(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "metric_list": metrics}
 
 
+def _yes_no_figures(config: dict[str, Any]) -> dict[str, Any]:
+    """HallusionBench: the first word says yes or no; anything else is wrong.
+
+    ``aAcc`` is over questions; ``qAcc`` counts a question whose answer is right for every figure,
+    ``fAcc`` a figure with every question right (Guan et al. 2024, section 4).
+    """
+    keys = {
+        "aAcc": ("set_id", "figure_id", "question_id"),
+        "qAcc": ("set_id", "question_id"),
+        "fAcc": ("set_id", "figure_id"),
+    }
+
+    def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+        said = first_word(results[0])
+        right = said == {"1": "yes", "0": "no"}.get(str(doc["gt_answer"]))
+        about = {name: str(doc[name]) for name in ("category", "subcategory", *keys["aAcc"])}
+        return {metric: {**about, "score": float(right)} for metric in keys}
+
+    def whole(metric: str) -> Callable[[list[dict[str, Any]]], float]:
+        def aggregation(results: list[dict[str, Any]]) -> float:
+            groups: dict[tuple[str, ...], float] = {}
+            for one in results:
+                key = tuple(one[k] for k in ("category", "subcategory", *keys[metric]))
+                groups[key] = min(groups.get(key, 1.0), one["score"])
+            return 100 * sum(groups.values()) / len(groups)
+
+        return aggregation
+
+    metrics = [{**one, "aggregation": whole(one["metric"])} for one in config["metric_list"]]
+    return {**config, "process_results": process_results, "metric_list": metrics}
+
+
+def _no_guess(config: dict[str, Any]) -> dict[str, Any]:
+    """MMMU: an answer without a letter is wrong, where the task draws one of the letters.
+
+    A drawn letter makes the score another one at every run.
+    """
+    own = config["process_results"]
+    shared = own.__globals__["parse_mmmu_multi_choice_response"].__globals__
+
+    def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+        before = shared["random"]
+        shared["random"] = _NoDraw
+        try:
+            return own(doc, results)
+        finally:
+            shared["random"] = before
+
+    return {**config, "process_results": process_results}
+
+
+class _NoDraw:
+    """Stands for the module ``random`` where a letter would be drawn."""
+
+    @staticmethod
+    def choice(letters: list[str]) -> str:
+        return "-"
+
+
 class Static:
     """The evaluator's aggregation by rule; finds it again for scores of single samples."""
 
@@ -55,4 +114,6 @@ class Static:
 _RULES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "wanted_words": _wanted_words,
     "option_letter": _option_letter,
+    "yes_no_figures": _yes_no_figures,
+    "no_guess": _no_guess,
 }

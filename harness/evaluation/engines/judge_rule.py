@@ -1,4 +1,7 @@
-"""The rule that stands in for MM-Vet's GPT-4: which of the wanted words does the answer contain?"""
+"""Rules that stand in for a language model as judge.
+
+MM-Vet's: which of the wanted words does the answer contain? HallusionBench's: the first word.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,12 @@ def wanted_words(truth: str, answer: str) -> float:
         if elements:
             best = max(best, sum(_occurs(e, said) for e in elements) / len(elements))
     return round(best, 1)
+
+
+def first_word(answer: str) -> str:
+    """The first word in small letters, without punctuation around it; "" if there is none."""
+    found = re.search(r"\w+", answer.lower())
+    return found[0] if found else ""
 
 
 def _words(text: str) -> list[str]:

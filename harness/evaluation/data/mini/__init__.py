@@ -37,6 +37,8 @@ GENERATORS: dict[str, tuple[int, Callable[[int, int], list[Table]]]] = {
     "mmstar": (96, choice.mmstar),
     "realworldqa": (96, choice.realworldqa),
     "infovqa": (96, open_ended.infovqa),
+    "hallusion_bench": (96, yes_no.hallusion_bench),
+    "mmmu": (96, choice.mmmu),
     "refcoco": (64, grounding.refcoco),
     "refcoco_plus": (64, grounding.refcoco_plus),
     "refcocog": (64, grounding.refcocog),
@@ -59,6 +61,7 @@ REPOSITORIES = {
     "mmvet": "lmms-lab-encoder/MMVet", "ocrbench": "echo840/OCRBench",
     "ai2d": "lmms-lab-encoder/ai2d", "mmstar": "Lin-Chen/MMStar",
     "realworldqa": "lmms-lab-encoder/RealWorldQA", "infovqa": "lmms-lab-encoder/DocVQA",
+    "hallusion_bench": "lmms-lab-encoder/HallusionBench", "mmmu": "lmms-lab-encoder/MMMU",
     "refcoco": "lmms-lab-encoder/RefCOCO", "refcoco_plus": "lmms-lab-encoder/RefCOCOplus",
     "refcocog": "lmms-lab-encoder/RefCOCOg",
 }  # fmt: skip

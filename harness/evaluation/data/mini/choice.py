@@ -214,3 +214,37 @@ def realworldqa(seed: int, n: int) -> list[Table]:
         rows.append({"image": cell(p), "image_path": f"{i}.webp", "question": asked,
                      "answer": said})  # fmt: skip
     return [Table("data", "test", rows, realworldqa_features)]
+
+
+#: kind of question -> subject of MMMU
+_SUBJECT = {
+    "color": "Art", "shape": "Design", "text": "Literature", "value": "Accounting",
+    "extreme": "Economics", "ground": "Geography", "sky": "Geography",
+}  # fmt: skip
+
+
+def mmmu_features():
+    from datasets import Features, Image, Value
+
+    s = Value("string")
+    images = {f"image_{number}": Image() for number in range(1, 8)}
+    return Features({
+        "id": s, "question": s, "options": s, "explanation": s, **images, "img_type": s,
+        "answer": s, "topic_difficulty": s, "question_type": s, "subfield": s,
+    })  # fmt: skip
+
+
+def mmmu(seed: int, n: int) -> list[Table]:
+    """Three of four questions have options, the others one word; one picture each."""
+    rows = []
+    for i, p, q in flat(_choices("mmmu", seed, n, (4, 3, 2, 4))):
+        is_open = i % 4 == 3
+        rows.append({
+            "id": f"validation_{_SUBJECT[q.kind]}_{i + 1}", "question": f"<image 1> {q.text}",
+            "options": str([] if is_open else list(q.options)), "explanation": "",
+            "image_1": cell(p), **{f"image_{number}": None for number in range(2, 8)},
+            "img_type": "['Drawings']", "answer": q.answer if is_open else q.letter,
+            "topic_difficulty": "Easy", "question_type": "open" if is_open else "multiple-choice",
+            "subfield": "drawn world",
+        })  # fmt: skip
+    return [Table("data", "validation", rows, mmmu_features)]

@@ -19,7 +19,8 @@ _RANGE = 10_000_000  # seeds of one benchmark
 NUMBERS = {"textvqa": 1, "gqa": 2, "vqav2": 3, "mme": 4, "pope": 5, "mmbench": 6, "chartqa": 7,
            "docvqa": 8, "scienceqa": 9, "vizwiz": 10, "seedbench": 11, "mmvet": 12,
            "ocrbench": 13, "ai2d": 14, "mmstar": 15, "realworldqa": 16, "infovqa": 17,
-           "refcoco": 18, "refcoco_plus": 19, "refcocog": 20}  # fmt: skip
+           "refcoco": 18, "refcoco_plus": 19, "refcocog": 20,
+           "hallusion_bench": 21, "mmmu": 22}  # fmt: skip
 
 
 @dataclass

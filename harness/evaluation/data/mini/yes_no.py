@@ -110,3 +110,40 @@ def pope(seed: int, n: int) -> list[Table]:
                 "category": category,
             })  # fmt: skip
     return [Table("data", "test", rows[:n], pope_features)]
+
+
+def hallusion_features():
+    from datasets import Features, Image, Value
+
+    s = Value("string")
+    return Features({
+        "category": s, "subcategory": s, "visual_input": s, "set_id": s, "figure_id": s,
+        "sample_note": s, "question_id": s, "question": s, "gt_answer_details": s, "gt_answer": s,
+        "filename": s, "image": Image(),
+    })  # fmt: skip
+
+
+def hallusion_bench(seed: int, n: int) -> list[Table]:
+    """A yes and a no question about each figure; an odd `n` is rounded up."""
+    rows: list[dict[str, Any]] = []
+    names = list(MME)
+    for at, rng in pictures("hallusion_bench", seed):
+        if len(rows) >= n:
+            break
+        name = names[(len(rows) // 2) % len(names)]
+        layout, asker, kinds = MME[name]
+        picture = world.draw(at, layout)
+        pair = _pair(picture, rng, asker, kinds)
+        if pair is None:
+            continue
+        number = len(rows) // 2
+        for question, q in enumerate(pair):
+            rows.append({
+                "category": "VS" if layout == "chart" else "VD", "subcategory": layout,
+                "visual_input": "1", "set_id": str(number), "figure_id": "1",
+                "sample_note": name, "question_id": str(question), "question": q.text + PLEASE,
+                "gt_answer_details": f"The answer is {q.answer}.",
+                "gt_answer": str(int(q.answer == "yes")), "filename": f"./drawn/{number}_1.png",
+                "image": cell(picture),
+            })  # fmt: skip
+    return [Table("data", "image", rows, hallusion_features)]
