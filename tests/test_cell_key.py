@@ -48,6 +48,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 RUNTIME = {"device": "cuda:0", "dtype": "float16", "attention": "sdpa", "threads": 1,
            "device_map": None}  # fmt: skip
 DATA = {
+    "cut": {"source": "hub", "truncated_images": "accept"},
     "mini": {"source": "mini", "seed": 0, "rows": 200, "content": "abc"},
     "folder": {"source": "hub", "content": "abc"},
     "hub": {"source": "hub", "dataset": "some/data", "revision": "c0ffee"},
@@ -273,6 +274,7 @@ def test_every_option_of_every_method_changes_the_key(method):
 FOUND = {
     "model.path", "model.hub", "model.revision", "model.device", "model.dtype", "model.threads",
     "model.attention", "model.clip", "data.source", "data.seed", "data.samples",
+    "data.truncated_images",
     "engine.include_path",  # by the contents of the files that are found there
     "bench.mini", "bench.engines.lmms_eval.folder", "bench.engines.lmms_eval.config",
     "bench.engines.lmms_eval.dataset", "bench.engines.lmms_eval.split",

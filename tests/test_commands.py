@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -183,3 +184,11 @@ def test_a_config_folder_that_is_not_there_is_refused(capsys, tmp_path):
 def test_a_sweep_hands_the_folders_on_to_its_processes(mine):
     with files.searching(mine / "conf"):
         assert places.environment()[files.VARIABLE] == str(mine / "conf")
+
+
+def test_a_reader_that_stops_early_ends_a_command_quietly():
+    line = f"{sys.executable} -m vtprune methods | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=ENVIRONMENT, text=True,
+                          encoding="utf-8", capture_output=True, check=False)  # fmt: skip
+    assert done.stderr == "" and done.returncode in (0, 128 + 13)
+    assert len(done.stdout.splitlines()) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise _no_command(word)
         _note_hidden(folders, arguments)
         with files.searching(*folders):
-            return COMMANDS[word](arguments[1:]) if word in COMMANDS else RUN(arguments)
+            status = COMMANDS[word](arguments[1:]) if word in COMMANDS else RUN(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `... | head -1`: whoever read has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except HarnessError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return error.exit_code

@@ -10,6 +10,7 @@ import torch
 
 from vtprune.harness import cost
 from vtprune.harness.cell import effective
+from vtprune.harness.evaluation.data import truncated
 from vtprune.harness.evaluation.data.images import as_rgb
 from vtprune.harness.evaluation.engines.base import Answer, Question
 from vtprune.harness.request.errors import HarnessError
@@ -26,6 +27,7 @@ class ModelAnswerer:
         run: what ``models.prune`` yields; names the samples and hands out what was kept.
         settings: what stands between a question and the model.
         on_first: called once, with what the first batch was turned into.
+        truncated_images: what is done with a picture that is cut short, ``refuse`` or ``accept``.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class ModelAnswerer:
         run: Any,
         settings: Settings,
         on_first: Callable[[dict[str, Any]], None] | None = None,
+        truncated_images: str = truncated.REFUSE,
     ) -> None:
+        self._truncated_images = truncated_images
         self.vlm, self.run, self.settings, self._on_first = vlm, run, settings, on_first
         neutral = settings.generation_config == "neutral"
         self.generation = generation.config(vlm.model, vlm.processor.tokenizer, neutral)
@@ -43,7 +47,8 @@ class ModelAnswerer:
 
     def answer(self, batch: Sequence[Question]) -> list[Answer]:
         """One answer per question; rows without an image go in a batch of their own."""
-        images = [list(question.images()) for question in batch]
+        decoded = [truncated.opened(q.images, as_rgb, self._truncated_images) for q in batch]
+        images = [pictures for pictures, _ in decoded]
         answers: list[Answer | None] = [None] * len(batch)
         for with_images in (True, False):
             rows = [i for i, found in enumerate(images) if bool(found) == with_images]
@@ -51,13 +56,14 @@ class ModelAnswerer:
                 made = self._generate([batch[i] for i in rows], [images[i] for i in rows])
                 for row, answer in zip(rows, made, strict=True):
                     answers[row] = answer
+                    if decoded[row][1]:
+                        answer.extra["truncated_image"] = True
         return [answer for answer in answers if answer is not None]
 
     def _generate(self, batch: Sequence[Question], images: list[list[Any]]) -> list[Answer]:
-        rows = [[as_rgb(image) for image in row] for row in images]
         # A control may ask about smaller pictures, or about none.
         images, processor = self.run.reduce(
-            pictures.prepared(self.vlm.prepare, rows), self.vlm.processor
+            pictures.prepared(self.vlm.prepare, images), self.vlm.processor
         )
         inputs = chat_inputs(self.vlm, batch, images, self.settings.system, processor)
         self._tell_first(inputs)

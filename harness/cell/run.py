@@ -159,8 +159,9 @@ def _compute(
 
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
     earlier = [entry for entry in store.samples() if not entry["error"]]
-    if earlier and resumed is None:
-        say(f"continuing after {len(earlier)} answered samples of an interrupted run")
+    own = sum("reused" not in entry for entry in earlier)
+    if own and resumed is None:
+        say(f"continuing after {own} answered samples of an interrupted run")
     title = f"{prepared.cell.labels['method']} {prepared.cell.labels['ratio']}"
     with Progress(prepared.request.progress, title) as progress:
         with quiet.libraries_to(store.log_file):
@@ -235,7 +236,9 @@ def _answer(
         )
         run.shared = sharing.enter(prepared.cell)
         tell = store.describe if group is None or group.first else None
-        answerer = ModelAnswerer(vlm, run, prepared.settings, tell)
+        answerer = ModelAnswerer(
+            vlm, run, prepared.settings, tell, request.data.truncated_images
+        )
         return engine.run(job, answerer)
 
 

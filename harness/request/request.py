@@ -141,6 +141,7 @@ class Data(_Group):
     samples: int | None = None
     root: str | None = None
     revision: str | None = None
+    truncated_images: str = "refuse"
 
 
 @dataclass(frozen=True)

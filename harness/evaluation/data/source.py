@@ -9,10 +9,11 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vtprune.harness.evaluation.data import truncated
 from vtprune.harness.request import hub
 from vtprune.harness.request.errors import ConfigError, unknown
 from vtprune.harness.request.request import Bench, Data, Task
@@ -38,6 +39,9 @@ def check(data: Data) -> None:
     """Refuse an impossible ``data`` entry early."""
     if data.source not in SOURCES:
         raise ConfigError("data.source: " + unknown("data source", str(data.source), SOURCES))
+    if data.truncated_images not in truncated.CHOICES:
+        asked = str(data.truncated_images)
+        raise ConfigError(unknown("data.truncated_images", asked, truncated.CHOICES))
     root = data.root
     if root and not Path(str(root)).expanduser().is_dir():
         raise ConfigError(f"data.root: no such directory: {root}")
@@ -45,6 +49,14 @@ def check(data: Data) -> None:
 
 def prepare(data: Data, bench: Bench, engine: Task, cache: Path) -> DataSource:
     """Build (mini) or locate (hub) the data of one benchmark, with what identifies its rows."""
+    found = _found(data, bench, engine, cache)
+    if data.truncated_images == truncated.REFUSE:
+        return found
+    kept = {**found.identity, "truncated_images": data.truncated_images}
+    return replace(found, identity=kept)
+
+
+def _found(data: Data, bench: Bench, engine: Task, cache: Path) -> DataSource:
     if data.source == "mini":
         return _mini(data, bench.mini or bench.name, engine.table, cache)
     if engine.table:

@@ -7,8 +7,9 @@ torchvision and the compiler of torch: half the time of the import.
 from __future__ import annotations
 
 from vtprune.harness.evaluation import quiet
+from vtprune.harness.evaluation.untouched import untouched
 
-with quiet.without("transformers.pipelines"):
+with quiet.without("transformers.pipelines"), untouched():
     import lmms_eval
     import lmms_eval.api.task as task_module
     import lmms_eval.evaluator as evaluator_module

@@ -18,19 +18,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vtprune.harness.evaluation.untouched import untouched
 from vtprune.harness.request.errors import HarnessError
 from vtprune.harness.request.identity import INSTALL
 
 
 def load() -> types.ModuleType:
     """``import vlmeval`` (8 s, once), leaving TLS, logging, gradients and the home folder alone."""
-    import torch
-
-    gradients = torch.is_grad_enabled()
     context, root = ssl._create_default_https_context, logging.getLogger()
     handlers, level = list(root.handlers), root.level
     # Some modules ask for the data folder while they are imported, which would create it at home.
-    with tempfile.TemporaryDirectory() as folder, _environment({"LMUData": folder}):
+    with tempfile.TemporaryDirectory() as folder, untouched(), _environment({"LMUData": folder}):
         try:
             import vlmeval
             import vlmeval.dataset  # noqa: F401
@@ -38,7 +36,6 @@ def load() -> types.ModuleType:
             text = f"vlmeval does not import ({error}); {INSTALL['vlmevalkit']}"
             raise HarnessError(text) from error
         finally:
-            torch.set_grad_enabled(gradients)
             ssl._create_default_https_context = context
             root.handlers[:] = handlers
             root.setLevel(level)
