@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests import bench_tools
 from tests import engine_tools as tools
 from vtprune import places
 from vtprune.harness.evaluation.engines.asking import batches, clean
@@ -152,6 +153,7 @@ import os, signal, sys
 from pathlib import Path
 from vtprune.harness.evaluation.engines.lmms_eval import LmmsEval
 from vtprune.harness.store.journal import Journal
+from tests import bench_tools
 from tests import engine_tools as tools
 
 folder = Path(sys.argv[1])
@@ -227,8 +229,8 @@ def test_the_bench_file_names_the_tasks_own_data(engine):
     from vtprune.harness.evaluation.engines.lmms_data import importable_without_key, task_manager
     from vtprune.harness.request.request import Task
 
-    for file in sorted((tools.ROOT / "conf/bench").glob("*.yaml")):
-        entry = tools.bench_config(file.stem)["engines"]["lmms_eval"]
+    for name in bench_tools.BENCHES:
+        entry = tools.bench_config(name)["engines"]["lmms_eval"]
         with importable_without_key():
             config = task_manager(Task.of(entry))._get_config(entry["task"])
         assert config["dataset_path"] == entry["dataset"]

@@ -66,7 +66,7 @@ def test_a_wording_that_does_not_exist_names_the_nearest(policy, near):
 
 def test_the_known_blocks_are_those_of_the_task_files():
     found = {"default"}
-    for name in groups()["bench"]:
+    for name in tools.BENCHES:
         if (engine := tools.config(name)["engines"].get("lmms_eval")) is None:
             continue
         with lmms_data.importable_without_key():

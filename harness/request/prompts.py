@@ -15,7 +15,8 @@ from vtprune.harness.request.errors import ConfigError, unknown
 
 #: names of the prompt blocks in lmms-eval's task files for our benchmarks, and VLMEvalKit's styles
 CHOICES = {
-    "lmms_eval": ("default", "qwen_vl", "plm", "gpt4v", "idefics2", "otterhd", "xcomposer2_4khd"),
+    "lmms_eval": ("default", "qwen_vl", "plm", "gpt4v", "idefics2", "otterhd", "xcomposer2_4khd",
+                  "qwen3_vl"),
     "vlmevalkit": ("generic", "llava", "qwen2vl"),
 }
 PLAIN = {"lmms_eval": "default", "vlmevalkit": "generic"}
