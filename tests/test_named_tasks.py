@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
 
 from vtprune.harness import cli
 from vtprune.harness.evaluation import prefetch
-from vtprune.harness.evaluation.data import mini
+from vtprune.harness.evaluation.data import mini, tables
 from vtprune.harness.evaluation.prefetch_command import requests
 from vtprune.harness.request import compose as wanted
 from vtprune.harness.request import engine_tasks, identity, words
@@ -167,3 +168,15 @@ def test_a_table_may_have_a_task_as_its_column():
     asked = wanted.asked(config)
     assert asked["bench"]["name"] == "mmstar" and asked["bench"]["task"] == "mmstar"
     assert json.dumps(asked)
+
+
+@pytest.mark.slow
+def test_a_table_of_vlmevalkit_runs_by_its_name(tmp_path):
+    if not importlib.util.find_spec("vlmeval"):
+        pytest.skip("ms-vlmeval is not installed")
+    root = tables.build("pope", "POPE", tmp_path / "tables", n=6).parent
+    chosen = ["bench=vlmevalkit:POPE", "data=hub", f"data.root={root}"]
+    assert run(tmp_path / "results", *chosen) == 0
+    found = only(tmp_path / "results")
+    assert (found["bench"], found["engine"], found["metric"]) == ("POPE", "vlmevalkit", "Overall")
+    assert found["n_samples"] == 6 and found["score"] > 50
